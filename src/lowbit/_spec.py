@@ -1,0 +1,70 @@
+"""Spec strings: `"ewgs"`, `"ewgs(delta=0.01)"`, `"mypackage.nets:small(width=8)"`.
+
+One spelling for "this member, with these options", the same on the command line, in YAML and in Python. The options are
+Python literals; a bare word is a string.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from lowbit._errors import ConfigError, UnknownNameError, nearest
+
+T = TypeVar("T")
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split a spec into its name and its options.
+
+    Raises: ConfigError when the spec is not `name` or `name(key=value, ...)`.
+    """
+    name, bracket, rest = spec.strip().partition("(")
+    if not bracket:
+        return name, {}
+    expected = f"'{spec}' is not of the form name(key=value, ...), for example ewgs(delta=0.01)"
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+    except SyntaxError:
+        raise ConfigError(expected) from None
+    if not isinstance(call, ast.Call) or call.args or not name:
+        raise ConfigError(expected)
+    options: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise ConfigError(expected)
+        if isinstance(keyword.value, ast.Name):
+            options[keyword.arg] = keyword.value.id
+            continue
+        try:
+            options[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise ConfigError(
+                f"option '{keyword.arg}' of '{spec}' is not a plain value (number, text, tuple)"
+            ) from None
+    return name, options
+
+
+def accepted(function: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The keyword names `function` takes, and whether it takes any (`**kwargs`)."""
+    parameters = inspect.signature(function).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def call(
+    label: str, function: Callable[..., T], options: Mapping[str, Any], context: Mapping[str, Any] | None = None
+) -> T:
+    """Call `function` with the user's `options` and as much of `context` as its signature accepts.
+
+    Raises: UnknownNameError for an option that `function` does not take.
+    """
+    names, open_ended = accepted(function)
+    for key in options:
+        if key not in names and not open_ended:
+            known = ", ".join(sorted(names)) or "none"
+            raise UnknownNameError(f"{label} has no option '{key}': {nearest(key, names)}it takes: {known}")
+    offered = {k: v for k, v in (context or {}).items() if k in names or open_ended}
+    return function(**{**offered, **options})

@@ -1,0 +1,194 @@
+"""What a model costs: bits, parameters, multiply–accumulates and bytes, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from lowbit._errors import ConfigError
+from lowbit.layers.fake_quantize import FakeQuantize
+from lowbit.layers.inspect import QUANT_LAYERS
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One module with parameters of its own.
+
+    Args:
+        weight_bits, activation_bits: 32 for float.
+        parameters: numbers it owns (weights, bias, scales; running statistics not counted).
+        macs: multiply–accumulates for one example, all its calls together.
+        bytes: on disk, weights packed to their width, everything else float32.
+        float_bytes: the same in float32 throughout.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int
+    activation_bits: int
+    parameters: int
+    macs: int
+    bytes: int
+    float_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model's layers and their totals."""
+
+    layers: tuple[LayerSummary, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers the model owns."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply–accumulates for one example."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes in float32."""
+        return sum(layer.float_bytes for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        totals = {
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "bytes": self.bytes,
+            "float_bytes": self.float_bytes,
+        }
+        return {**totals, "layers": [asdict(layer) for layer in self.layers]}
+
+    def render(self) -> Table:
+        """The summary as a table."""
+        table = Table(title="model", show_footer=True)
+        ratio = self.float_bytes / max(1, self.bytes)
+        table.add_column("layer", footer="total")
+        table.add_column("kind")
+        table.add_column("W bits", justify="right")
+        table.add_column("A bits", justify="right")
+        table.add_column("parameters", justify="right", footer=f"{self.parameters:,}")
+        table.add_column("MACs", justify="right", footer=f"{self.macs:,}")
+        table.add_column("bytes", justify="right", footer=f"{self.bytes:,}")
+        table.add_column("float bytes", justify="right", footer=f"{self.float_bytes:,} ({ratio:.1f}×)")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                str(layer.weight_bits),
+                str(layer.activation_bits),
+                f"{layer.parameters:,}",
+                f"{layer.macs:,}" if layer.macs else "",
+                f"{layer.bytes:,}",
+                f"{layer.float_bytes:,}",
+            )
+        return table
+
+
+def summary(model: nn.Module, input_shape: tuple[int, ...]) -> Summary:
+    """Bits, parameters, multiply–accumulates and bytes of every layer.
+
+    MACs are counted in one forward pass over zeros of shape (1, *input_shape), in evaluation mode; the model is left as
+    it was.
+
+    Args:
+        model: float or converted.
+        input_shape: shape of one example, for example (3, 32, 32).
+
+    Raises: ConfigError when the model does not take that shape.
+    """
+    macs: dict[int, int] = {}
+    first = next(model.parameters(), torch.zeros(()))
+    with _counting(model, macs), torch.no_grad():
+        try:
+            model(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
+        except RuntimeError as error:
+            raise ConfigError(f"the model does not take an input of shape {(1, *input_shape)}: {error}") from None
+    rows = []
+    inside = {id(m) for q in model.modules() if isinstance(q, FakeQuantize) for m in q.modules()}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if id(module) not in inside:
+            row = _row(name, module, macs.get(id(module), 0), seen)
+            if row is not None:
+                rows.append(row)
+    return Summary(tuple(rows))
+
+
+def _row(name: str, module: nn.Module, macs: int, seen: set[int]) -> LayerSummary | None:
+    """The row of a module, or None if it owns nothing; tied tensors count once."""
+    own = [
+        t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.is_floating_point()
+    ]
+    own = [t for t in own if id(t) not in seen]
+    if not own and not macs:
+        return None
+    seen.update(id(t) for t in own)
+    size = sum(t.numel() for t in own) * FLOAT_BYTES
+    packed, scales, weight_bits, input_bits = size, 0, 32, 32
+    if isinstance(module, QUANT_LAYERS):
+        weight, inputs = module.weight_quantizer, module.input_quantizer
+        scales = _scale_count(weight, module.weight) + _scale_count(inputs, None)
+        if isinstance(weight, FakeQuantize):
+            weight_bits = weight.quantizer.grid.bits
+            if any(t is module.weight for t in own):
+                packed += math.ceil(module.weight.numel() * weight_bits / 8) - module.weight.numel() * FLOAT_BYTES
+        if isinstance(inputs, FakeQuantize):
+            input_bits = inputs.quantizer.grid.bits
+        packed += scales * FLOAT_BYTES
+    parameters = sum(p.numel() for p in own if isinstance(p, nn.Parameter)) + scales
+    return LayerSummary(
+        name or "(model)", type(module).__name__, weight_bits, input_bits, parameters, macs, packed, size
+    )
+
+
+def _scale_count(quantize: nn.Module, tensor: Tensor | None) -> int:
+    """How many scales deployment has to store; those computed from the data at run time are none."""
+    if not isinstance(quantize, FakeQuantize):
+        return 0
+    if tensor is None:
+        return sum(p.numel() for p in quantize.parameters())
+    with torch.no_grad():
+        return quantize.quantizer.scale(quantize.quantizer.granularity.blocks(tensor)).numel()
+
+
+@contextmanager
+def _counting(model: nn.Module, macs: dict[int, int]) -> Iterator[None]:
+    """Count multiply–accumulates of convolutions and linear layers while the model runs in evaluation mode."""
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        # A transposed convolution spreads every input over weight[0]; the others gather weight[0] for every output.
+        spread = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        work = (inputs[0] if spread else output).numel() * weight[0].numel()
+        macs[id(module)] = macs.get(id(module), 0) + work
+
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for hook in hooks:
+            hook.remove()

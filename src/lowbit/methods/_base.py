@@ -1,0 +1,91 @@
+"""The method family: which passes does a training step need, and how do the weights move?"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowbit import _spec
+from lowbit._registry import Registry
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Backward: TypeAlias = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step reports; everything is detached and stays on its device.
+
+    Args:
+        loss: mean over the batch, shape ().
+        correct: how many examples had their class scored highest, shape (), int64.
+        metrics: the method's own figures, each of shape ().
+    """
+
+    loss: Tensor
+    correct: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class AbstractMethod(ABC):
+    """One training step, usable in the user's own loop as well as in ours."""
+
+    @abstractmethod
+    def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
+        """Clear the gradients, run the passes, move the weights.
+
+        Args:
+            model: in training mode.
+            batch: inputs (N, ...) and labels (N,).
+            loss_fn: `loss_fn(outputs, labels)`, a mean over the batch.
+            optimizer: over the model's parameters.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+
+
+METHODS: Registry[type[AbstractMethod]] = Registry("method")
+
+
+def build_method(spec: str, *, backward: Backward = Tensor.backward, clip_norm: float | None = None) -> AbstractMethod:
+    """A method from its spec string, for example `"ricci(alpha=0.01)"`.
+
+    Args:
+        spec: a registered name, with options in brackets.
+        backward: how to run a backward pass, for launchers that wrap it.
+        clip_norm: clip the norm of all gradients together before the weights move.
+
+    Raises: UnknownNameError, ConfigError.
+    """
+    name, options = _spec.parse(spec)
+    context = {"backward": backward, "clip_norm": clip_norm}
+    return _spec.call(f"method '{name}'", METHODS.get(name), options, context)
+
+
+def forward_backward(model: nn.Module, batch: Batch, loss_fn: Loss, backward: Backward) -> StepRecord:
+    """One ordinary pass: gradients are left in `.grad`."""
+    inputs, labels = batch
+    outputs = model(inputs)
+    loss = loss_fn(outputs, labels)
+    backward(loss)
+    return StepRecord(loss.detach(), (outputs.detach().argmax(1) == labels).sum())
+
+
+def move(model: nn.Module, optimizer: Optimizer, clip_norm: float | None) -> None:
+    """Clip, if asked to, and step."""
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()

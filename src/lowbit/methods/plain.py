@@ -1,0 +1,38 @@
+"""The plain method: one pass, one step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowbit.methods._base import METHODS, AbstractMethod, Backward, Batch, Loss, StepRecord, forward_backward, move
+
+
+@METHODS.register("plain")
+class Plain(AbstractMethod):
+    """One forward and one backward pass, then the optimizer's step.
+
+    Args:
+        backward: how to run a backward pass, for launchers that wrap it.
+        clip_norm: clip the norm of all gradients together before the weights move.
+    """
+
+    def __init__(self, backward: Backward = Tensor.backward, clip_norm: float | None = None) -> None:
+        self.backward = backward
+        self.clip_norm = clip_norm
+
+    def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
+        """One pass, one step."""
+        optimizer.zero_grad()
+        record = forward_backward(model, batch, loss_fn, self.backward)
+        move(model, optimizer, self.clip_norm)
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every step starts afresh."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take up."""

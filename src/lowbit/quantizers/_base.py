@@ -1,0 +1,171 @@
+"""The quantizer family: which discrete number does x become?"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lowbit import _spec
+from lowbit._errors import ConfigError
+from lowbit._registry import Registry
+from lowbit.quantizers.granularity import Granularity
+from lowbit.quantizers.scale import Scale, max_abs, mean_abs
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers a quantizer may emit: low, low + step, …, high.
+
+    `zero` is the point, in step units, that stands for the real number 0.
+    """
+
+    low: int
+    high: int
+    step: int = 1
+    zero: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Number of levels."""
+        return (self.high - self.low) // self.step + 1
+
+    @property
+    def bits(self) -> int:
+        """Bits that a packed code takes."""
+        return max(1, math.ceil(math.log2(self.count)))
+
+    @property
+    def binary(self) -> bool:
+        """Whether the codes are the two signs −1 and +1."""
+        return (self.low, self.high, self.step) == (-1, 1, 2)
+
+
+class AbstractQuantizer(nn.Module, ABC):
+    """Maps real numbers to integer codes and back.
+
+    For a block view x of a tensor: `s = scale(x)`, `z = normalize(x, s)` in step units, `codes = discretize(z)`,
+    `values = dequantize(codes, s)`. Everything is ordinary autograd except `discretize`, the staircase: rounding and
+    saturation together. What flows back through the staircase is the estimator's business, not the quantizer's.
+    """
+
+    policies: ClassVar[tuple[str, ...]]  # the scale policies this quantizer offers, the default first
+    widths: ClassVar[tuple[int, ...]]  # the bit widths it offers
+    signed: ClassVar[bool]  # whether it can stand for negative numbers
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> list[AbstractQuantizer]:
+        """Instances that the contract suite runs over."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> Grid:
+        """The codes it may emit."""
+
+    @property
+    @abstractmethod
+    def granularity(self) -> Granularity:
+        """Which elements share a scale."""
+
+    @abstractmethod
+    def scale(self, x: Tensor) -> Tensor:
+        """The scale of a block view, broadcastable to it, positive."""
+
+    @abstractmethod
+    def normalize(self, x: Tensor, scale: Tensor) -> Tensor:
+        """z: a block view in step units."""
+
+    @abstractmethod
+    def discretize(self, z: Tensor) -> Tensor:
+        """The staircase: z to integer codes, in z's dtype. Ties: see each class."""
+
+    @abstractmethod
+    def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """The real values the codes stand for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Q(x): the discrete values, without any gradient through the staircase."""
+        blocks = self.granularity.blocks(x)
+        scale = self.scale(blocks)
+        codes = self.discretize(self.normalize(blocks, scale).detach())
+        return self.granularity.restore(self.dequantize(codes, scale), x)
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """The integer codes of x (int16, shape of x)."""
+        blocks = self.granularity.blocks(x)
+        return self.granularity.restore(self.discretize(self.normalize(blocks, self.scale(blocks))), x).to(torch.int16)
+
+
+class AbstractInteger(AbstractQuantizer):
+    """Integers times a step size: `q = s·clip(round(z), low, high)`, `z = x·(1/s)`; ties go to the even code."""
+
+    scaling: Scale
+
+    @property
+    def granularity(self) -> Granularity:
+        """Which elements share a step size."""
+        return self.scaling.granularity
+
+    def _rule(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        if self.scaling.policy == "max-abs":
+            return max_abs(x, dims) / self.grid.high
+        return 2 * mean_abs(x, dims) / self.grid.high**0.5
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The step size s. Policy none: 1/high, so that the values fill [0, 1]."""
+        if self.scaling.policy == "none":
+            return x.new_full((), 1 / self.grid.high)
+        return self.scaling(x, self._rule, self.grid.high)
+
+    def normalize(self, x: Tensor, scale: Tensor) -> Tensor:
+        """z = x·(1/s)."""
+        return x * scale.reciprocal()
+
+    def discretize(self, z: Tensor) -> Tensor:
+        """Round half to even, saturate at the ends of the grid."""
+        return torch.round(z).clamp_(self.grid.low, self.grid.high)
+
+    def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """s·c."""
+        return codes * scale
+
+
+QUANTIZERS: Registry[type[AbstractQuantizer]] = Registry("quantizer")
+
+
+def build_quantizer(spec: str | AbstractQuantizer, bits: int, **context: Any) -> AbstractQuantizer:
+    """A quantizer of `bits` bits from its spec string; an object passes through.
+
+    Args:
+        spec: a registered name, with options in brackets, for example `"sign(scale=mean-abs)"`.
+        bits: the bit width asked for; must be one the quantizer offers.
+        context: shape, axis, batched: passed on to quantizers that ask for them.
+
+    Raises: UnknownNameError, ConfigError.
+    """
+    if isinstance(spec, AbstractQuantizer):
+        return spec
+    name, options = _spec.parse(spec)
+    cls = QUANTIZERS.get(name)
+    bits = options.get("bits", bits)
+    if bits not in cls.widths:
+        widths = f"{min(cls.widths)} to {max(cls.widths)}" if len(cls.widths) > 1 else f"{cls.widths[0]}"
+        others = ", ".join(n for n, c in QUANTIZERS.items() if bits in c.widths)
+        raise ConfigError(
+            f"quantizer '{name}' takes {widths} bits, {bits} were asked for; "
+            f"quantizers for {bits} bits: {others or 'none (32 means: keep float)'}"
+        )
+    return _spec.call(f"quantizer '{name}'", cls, options, {"bits": bits, **context})
+
+
+def check_policy(cls: type[AbstractQuantizer], policy: str) -> None:
+    """Raises: ConfigError when the quantizer does not offer the scale policy."""
+    if policy not in cls.policies:
+        offered = ", ".join(cls.policies)
+        raise ConfigError(f"{cls.__name__} offers the scale policies {offered}; '{policy}' was asked for")
