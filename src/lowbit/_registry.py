@@ -37,9 +37,9 @@ class Registry(Generic[T]):
             raise UnknownNameError(f"unknown {self.kind} '{name}': {nearest(name, self._members)}known: {known}")
         return self._members[name]
 
-    def name_of(self, member: T) -> str:
-        """The name `member` was registered under."""
-        return next(name for name, known in self._members.items() if known is member)
+    def name_of(self, member: T, default: str) -> str:
+        """The name `member` was registered under; `default` for an object of the user's own that never was."""
+        return next((name for name, known in self._members.items() if known is member), default)
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._members))

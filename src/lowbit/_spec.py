@@ -22,6 +22,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     Raises: ConfigError when the spec is not `name` or `name(key=value, ...)`.
     """
     name, bracket, rest = spec.strip().partition("(")
+    name = name.strip()
     if not bracket:
         return name, {}
     expected = f"'{spec}' is not of the form name(key=value, ...), for example ewgs(delta=0.01)"
@@ -29,18 +30,20 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         call = ast.parse(f"f({rest}", mode="eval").body
     except SyntaxError:
         raise ConfigError(expected) from None
-    if not isinstance(call, ast.Call) or call.args or not name:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args or not name:
         raise ConfigError(expected)
     options: dict[str, Any] = {}
     for keyword in call.keywords:
         if keyword.arg is None:
             raise ConfigError(expected)
+        if keyword.arg in options:
+            raise ConfigError(f"option '{keyword.arg}' of '{spec}' is given twice")
         if isinstance(keyword.value, ast.Name):
             options[keyword.arg] = keyword.value.id
             continue
         try:
             options[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError):
             raise ConfigError(
                 f"option '{keyword.arg}' of '{spec}' is not a plain value (number, text, tuple)"
             ) from None
@@ -59,7 +62,9 @@ def call(
 ) -> T:
     """Call `function` with the user's `options` and as much of `context` as its signature accepts.
 
-    Raises: UnknownNameError for an option that `function` does not take.
+    Raises:
+        UnknownNameError: for an option that `function` does not take.
+        ConfigError: for an option of the wrong type, or one that `function` needs and nobody gave.
     """
     names, open_ended = accepted(function)
     for key in options:
@@ -67,4 +72,27 @@ def call(
             known = ", ".join(sorted(names)) or "none"
             raise UnknownNameError(f"{label} has no option '{key}': {nearest(key, names)}it takes: {known}")
     offered = {k: v for k, v in (context or {}).items() if k in names or open_ended}
-    return function(**{**offered, **options})
+    arguments = {**offered, **options}
+    _check_types(label, function, options)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{label}: {error}") from None
+    return function(**arguments)
+
+
+# Annotations are text where a module postpones their evaluation. Others (unions, classes) check themselves.
+_PLAIN: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+_PLAIN.update({int: (int,), float: (int, float), bool: (bool,), str: (str,)})
+
+
+def _check_types(label: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    for key, parameter in inspect.signature(function).parameters.items():
+        plain = _PLAIN.get(parameter.annotation)
+        if plain is None or key not in options:
+            continue
+        value = options[key]
+        # True is an int to Python, but never a number to the user.
+        if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+            wanted = " (True or False)" if bool in plain else ""
+            raise ConfigError(f"{label}: option '{key}' takes a {plain[-1].__name__}{wanted}; {value!r} was given")

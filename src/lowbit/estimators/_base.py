@@ -49,6 +49,13 @@ class AbstractEstimator(ABC):
             grid: the codes that exist.
         """
 
+    def window(self, grid: Grid) -> tuple[float, float] | None:
+        """The interval of z, ends included, inside which the gradient passes unchanged and outside which it is 0.
+
+        None for a rule of another form. Low-bit layers have a fast path for rules that declare a window.
+        """
+        return None
+
     def at(self, progress: float) -> AbstractEstimator:
         """The rule to use when `progress` (0 to 1) of the training is done; itself unless annealed."""
         return self
@@ -113,13 +120,13 @@ def build_estimator(spec: str | AbstractEstimator) -> AbstractEstimator:
 
 def check_pair(estimator: AbstractEstimator, quantizer: AbstractQuantizer, role: str) -> None:
     """Raises: ConfigError when the estimator is not defined for that quantizer or that role."""
-    name = ESTIMATORS.name_of(type(estimator))
-    if estimator.binary_only and not quantizer.grid.binary:
-        usable = ", ".join(n for n, c in ESTIMATORS.items() if not c.binary_only and role in c.roles)
+    name = ESTIMATORS.name_of(type(estimator), default=type(estimator).__name__)
+    binary = quantizer.grid.binary
+    usable = ", ".join(n for n, c in ESTIMATORS.items() if role in c.roles and (binary or not c.binary_only))
+    if estimator.binary_only and not binary:
         raise ConfigError(
             f"estimator '{name}' is defined for the sign quantizer only, the {role} have {quantizer.grid.count} "
             f"levels; estimators for them: {usable}"
         )
     if role not in estimator.roles:
-        usable = ", ".join(n for n, c in ESTIMATORS.items() if role in c.roles)
         raise ConfigError(f"estimator '{name}' does not act on {role}; estimators that do: {usable}")

@@ -45,6 +45,10 @@ class Clipped(AbstractEstimator):
         """The paper's threshold and a wider one."""
         return [cls(), cls(c=1.5)]
 
+    def window(self, grid: Grid) -> tuple[float, float]:
+        """[c·low, c·high]."""
+        return self.c * grid.low, self.c * grid.high
+
     def vjp(self, z: Tensor, codes: Tensor, grad: Tensor, grid: Grid) -> Tensor:
         """`grad · 1[c·low ≤ z ≤ c·high]`."""
         inside = (z >= self.c * grid.low) & (z <= self.c * grid.high)

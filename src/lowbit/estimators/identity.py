@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,6 +33,10 @@ class Identity(AbstractEstimator):
     def examples(cls) -> list[AbstractEstimator]:
         """The one instance there is."""
         return [cls()]
+
+    def window(self, grid: Grid) -> tuple[float, float]:
+        """Everywhere."""
+        return -math.inf, math.inf
 
     def vjp(self, z: Tensor, codes: Tensor, grad: Tensor, grid: Grid) -> Tensor:
         """`grad`."""

@@ -24,8 +24,9 @@ class LNE(AbstractEstimator):
     the whole tensor, or over blocks of it.
 
     Args:
-        tau: τ; "auto" (ours, the paper leaves it open) takes the largest τ with ‖u‖² ≤ ρ on each block.
-        rho: ρ, between 0 and 1, for `tau="auto"`.
+        tau: τ; "auto" (ours, the paper leaves it open) takes the largest τ with ‖u‖² ≤ ρ on each block. With the exact
+            inverse a number is lowered to that on blocks where it would exceed it; the weak inverse takes it as it is.
+        rho: ρ, between 0 and 1.
         inverse: "exact" (Sherman–Morrison, ours) or "weak" (Eq. 29, the paper's).
         block: "layer", "channel" (first dimension), or the size of consecutive groups.
 
@@ -68,8 +69,12 @@ class LNE(AbstractEstimator):
         # Outside the grid tanh is as good as flat; the clamp keeps an infinite z out of the norm.
         span = float(grid.high - grid.low)
         xi = self._blocks((z - grid.zero).clamp(-span * 1e3, span * 1e3))
-        tau = largest_tau(xi, self.rho) if self.tau == "auto" else self.tau
-        return LNEMetric(xi, tau, self.inverse)
+        if self.tau == "auto":
+            return LNEMetric(xi, largest_tau(xi, self.rho), self.inverse)
+        if self.inverse == "weak":
+            return LNEMetric(xi, self.tau, self.inverse)
+        # Beyond ‖u‖² = 1 the exact inverse turns the gradient around along u, and at 1 it is infinite.
+        return LNEMetric(xi, largest_tau(xi, self.rho).clamp_max(self.tau), self.inverse)
 
     def vjp(self, z: Tensor, codes: Tensor, grad: Tensor, grid: Grid) -> Tensor:
         """`g⁻¹ grad`."""

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowbit.layers.fake_quantize import feed
+
 
 class QuantConv1d(nn.Conv1d):
     """`conv1d(Qa(x), Qw(weight), bias)`; parameters, names and shapes are those of `nn.Conv1d`.
@@ -26,7 +28,8 @@ class QuantConv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, L) → (N, C', L')."""
-        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        weight = self.weight_quantizer(self.weight)
+        return feed(self.input_quantizer, input, lambda x: self._conv_forward(x, weight, self.bias))
 
 
 class QuantConv2d(nn.Conv2d):
@@ -39,7 +42,8 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
-        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        weight = self.weight_quantizer(self.weight)
+        return feed(self.input_quantizer, input, lambda x: self._conv_forward(x, weight, self.bias))
 
 
 class QuantConv3d(nn.Conv3d):
@@ -52,7 +56,8 @@ class QuantConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, D, H, W) → (N, C', D', H', W')."""
-        return self._conv_forward(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        weight = self.weight_quantizer(self.weight)
+        return feed(self.input_quantizer, input, lambda x: self._conv_forward(x, weight, self.bias))
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
@@ -74,13 +79,18 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
             2,
             self.dilation,  # type: ignore[arg-type]
         )
-        return F.conv_transpose2d(
-            self.input_quantizer(input),
-            self.weight_quantizer(self.weight),
-            self.bias,
-            self.stride,
-            self.padding,  # type: ignore[arg-type]
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        weight = self.weight_quantizer(self.weight)
+
+        def spread(x: Tensor) -> Tensor:
+            return F.conv_transpose2d(
+                x,
+                weight,
+                self.bias,
+                self.stride,
+                self.padding,  # type: ignore[arg-type]
+                padding,
+                self.groups,
+                self.dilation,
+            )
+
+        return feed(self.input_quantizer, input, spread)

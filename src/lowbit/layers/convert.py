@@ -10,15 +10,17 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from lowbit import _spec
 from lowbit._errors import ConfigError, UnknownNameError, nearest
 from lowbit.estimators import AbstractEstimator, build_estimator, check_pair
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
 from lowbit.layers.linear import QuantLinear
-from lowbit.quantizers import AbstractQuantizer, build_quantizer
+from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, build_quantizer
 
 _log = logging.getLogger("lowbit")
 
@@ -112,7 +114,9 @@ class ConversionPlan:
 
     def apply(self) -> nn.Module:
         """A converted copy of the model; the model itself is left as it was."""
-        result = copy.deepcopy(self.model)
+        # A weight that a hook computes (nn.utils.weight_norm) is no leaf, and deepcopy refuses it: copied here instead.
+        computed = [t for m in self.model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
+        result = copy.deepcopy(self.model, {id(t): t.detach().clone() for t in computed if not t.is_leaf})
         modules = dict(result.named_modules())
         for layer in self.converted:
             assert layer.options is not None
@@ -120,13 +124,12 @@ class ConversionPlan:
             weight_quantizer, input_quantizer = layer.options.build_weight(module), layer.options.build_input()
             # Changing the class keeps the object: hooks, sharing and references from other modules stay valid.
             module.__class__ = KINDS[type(module)]
-            module.weight_quantizer = weight_quantizer.to(module.weight.device)
-            module.input_quantizer = input_quantizer.to(module.weight.device)
+            # Its dtype too: a float32 scale per channel would turn a bfloat16 weight into a float32 one.
+            module.weight_quantizer = weight_quantizer.to(module.weight)
+            module.input_quantizer = input_quantizer.to(module.weight)
             module.train(module.training)
         for module in modules.values():
-            if isinstance(module, nn.TransformerEncoderLayer):
-                # Its fused evaluation path reads linear1.weight and linear2.weight past the quantizers.
-                module.activation_relu_or_gelu = 0
+            _leave_fast_path(module)
         return result
 
 
@@ -148,6 +151,7 @@ def plan(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"convert() takes a torch.nn.Module; {type(model).__name__} was given")
     base = LayerOptions(weights, activations, estimator, quantizer, activation_quantizer, activation_estimator)
+    _check_options(base)
     found = {name: module for name, module in model.named_modules() if _has_weights(module)}
     reasons = {name: _obstacle(model, name, module) for name, module in found.items()}
     able = [name for name, reason in reasons.items() if not reason]
@@ -164,7 +168,6 @@ def plan(
                 options, reason = None, f"{reason}: float"
         layers.append(LayerPlan(name, type(module).__name__, "convert" if options else "keep", reason, options))
         if options:
-            _check_bits(options)
             _build_for_check(name, module, options)
     return ConversionPlan(model, tuple(layers))
 
@@ -242,18 +245,30 @@ def _obstacle(model: nn.Module, name: str, module: nn.Module) -> str:
     parent, _, own = name.rpartition(".")
     if own == "out_proj" and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight itself"
+    if isinstance(module._parameters.get("weight"), nn.parameter.UninitializedParameter):
+        return "its shape is not known yet: run the model once"
+    if is_parametrized(module, "weight") or (type(module) in KINDS and "weight" not in module._parameters):
+        return "its weight is computed (weight_norm or the like)"
     if type(module) not in KINDS:
         return f"{type(module).__name__} is not among the kinds that convert"
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        return "its weight is computed (weight_norm or the like)"
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
-        return "its shape is not known yet: run the model once"
     return ""
+
+
+def _leave_fast_path(module: nn.Module) -> None:
+    """Keep torch's transformer encoders from their fused evaluation path, which reads weights past the quantizers."""
+    if not any(isinstance(inner, QUANT_LAYERS) for inner in module.modules()):
+        return
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
+    if isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False  # the packed sequences it makes for that path have no shape to quantize over
 
 
 def _kept(able: Sequence[str], keep_float: Sequence[str]) -> dict[str, str]:
     if isinstance(keep_float, str):
         raise ConfigError(f"keep_float takes a list of names; write ('{keep_float}',)")
+    if not isinstance(keep_float, Sequence) or not all(isinstance(entry, str) for entry in keep_float):
+        raise ConfigError(f"keep_float takes a list of names, () for none; {keep_float!r} was given")
     kept: dict[str, str] = {}
     for entry in keep_float:
         if entry in ("first", "last"):
@@ -279,12 +294,16 @@ def _overridden(
     able: Sequence[str], base: LayerOptions, overrides: Mapping[str, Mapping[str, Any] | str]
 ) -> dict[str, LayerOptions]:
     fields = LayerOptions.__dataclass_fields__
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"overrides takes a mapping of name pattern to options; {overrides!r} was given")
     chosen: dict[str, LayerOptions] = {}
     for pattern, wanted in overrides.items():
         if isinstance(wanted, str):
             if wanted != "float":
                 raise ConfigError(f"override '{pattern}': expected options or 'float', '{wanted}' was given")
             wanted = {"weights": FLOAT, "activations": FLOAT}
+        if not isinstance(wanted, Mapping):
+            raise ConfigError(f"override '{pattern}': expected options such as {{'weights': 2}}, {wanted!r} was given")
         for key in wanted:
             if key not in fields:
                 raise UnknownNameError(
@@ -292,13 +311,29 @@ def _overridden(
                 )
         for name in _matches(pattern, able, "overrides"):
             chosen[name] = replace(chosen.get(name, base), **wanted)
+            _check_options(chosen[name])
     return chosen
 
 
-def _check_bits(options: LayerOptions) -> None:
+def _check_options(options: LayerOptions) -> None:
+    """Raises: LowbitError for what is wrong whatever the layer, also when no layer comes to use it."""
     for key, bits in (("weights", options.weights), ("activations", options.activations)):
         if isinstance(bits, bool) or not isinstance(bits, int) or (bits != FLOAT and not 1 <= bits <= 8):
             raise ConfigError(f"{key}={bits!r}: expected a number of bits from 1 to 8, or 32 for float")
+    for key, spec in (
+        ("quantizer", options.quantizer),
+        ("activation_quantizer", options.activation_quantizer),
+    ):
+        # Not an object: every layer needs a quantizer of its own, with a scale of its own.
+        if spec is not None and not isinstance(spec, str):
+            raise ConfigError(f"{key}={spec!r}: expected the name of a quantizer, such as 'lsq(bits=4)'")
+        if spec is not None:
+            QUANTIZERS.get(_spec.parse(spec)[0])
+    for key, rule in (("estimator", options.estimator), ("activation_estimator", options.activation_estimator)):
+        if rule is not None and not isinstance(rule, str | AbstractEstimator):
+            raise ConfigError(f"{key}={rule!r}: expected the name of an estimator, such as 'clipped', or an object")
+        if rule is not None:
+            build_estimator(rule)
 
 
 def _build_for_check(name: str, module: nn.Module, options: LayerOptions) -> None:

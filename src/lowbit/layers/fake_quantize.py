@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from lowbit.estimators import AbstractEstimator, staircase
-from lowbit.quantizers import AbstractQuantizer
+from lowbit.layers import fused
+from lowbit.quantizers import AbstractQuantizer, PerTensor
+
+FAST_FROM = 1 << 16  # elements from which the fast path's bookkeeping pays
 
 
 class FakeQuantize(nn.Module):
@@ -26,17 +30,30 @@ class FakeQuantize(nn.Module):
         self.quantizer = quantizer
         self.rule = estimator
         self.estimator = estimator.at(0.0)
+        self._fusable = quantizer.affine and quantizer.granularity == PerTensor()
 
     def forward(self, x: Tensor) -> Tensor:
         """Q(x)."""
-        quantizer = self.quantizer
+        quantizer, estimator = self.quantizer, self.estimator
+        window = estimator.window(quantizer.grid)
+        if window is not None and self.fast(x):
+            return fused.fake_quantize(x, quantizer.scale(x), quantizer.grid, window, self._generic)
         blocks = quantizer.granularity.blocks(x)
         scale = quantizer.scale(blocks)
-        z = quantizer.normalize(blocks, scale)
-        codes = staircase(z, quantizer, self.estimator)
+        return quantizer.granularity.restore(self._generic(blocks, scale), x)
+
+    def _generic(self, blocks: Tensor, scale: Tensor) -> Tensor:
+        z = self.quantizer.normalize(blocks, scale)
+        codes = staircase(z, self.quantizer, self.estimator)
         if self.training:
-            codes = self.estimator.relax(z, codes, quantizer.grid)
-        return quantizer.granularity.restore(quantizer.dequantize(codes, scale), x)
+            codes = self.estimator.relax(z, codes, self.quantizer.grid)
+        return self.quantizer.dequantize(codes, scale)
+
+    def fast(self, x: Tensor) -> bool:
+        """Whether `forward` takes the fast path for x."""
+        if self.estimator.window(self.quantizer.grid) is None:
+            return False
+        return self._fusable and x.numel() >= FAST_FROM and fused.usable(x, torch.compiler.is_compiling())
 
     def set_progress(self, progress: float) -> None:
         """Anneal the estimator: `progress` (0 to 1) of the training is done."""
@@ -45,6 +62,15 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         """The estimator; the quantizer prints itself."""
         return repr(self.estimator)
+
+
+def feed(quantize: nn.Module, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """`compute(quantize(x))`, where what `compute` keeps of Q(x) for its backward pass costs no memory if possible."""
+    values = quantize(x)
+    if isinstance(quantize, FakeQuantize) and torch.is_grad_enabled() and quantize.fast(x):
+        with fused.recomputing(values, x, quantize.forward):
+            return compute(values)
+    return compute(values)
 
 
 def set_progress(model: nn.Module, progress: float) -> None:

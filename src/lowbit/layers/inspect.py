@@ -23,7 +23,7 @@ def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
 
 
 def latent_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The latent weights, the float weights that the forward pass reads through a quantizer: each once, with its name."""
+    """The latent weights, which the forward pass reads through a quantizer: each once, with its name."""
     low_bit = [layer for _, layer in quant_layers(model) if isinstance(layer.weight_quantizer, FakeQuantize)]
     latent = {id(layer.weight) for layer in low_bit}
     return [(name, p) for name, p in model.named_parameters() if id(p) in latent]

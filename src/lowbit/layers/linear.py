@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowbit.layers.fake_quantize import feed
+
 
 class QuantLinear(nn.Linear):
     """`linear(Qa(x), Qw(weight), bias)`; parameters, names and shapes are those of `nn.Linear`.
@@ -24,4 +26,5 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) → (..., out)."""
-        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        weight = self.weight_quantizer(self.weight)
+        return feed(self.input_quantizer, input, lambda x: F.linear(x, weight, self.bias))

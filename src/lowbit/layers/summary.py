@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowbit._errors import ConfigError
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
+from lowbit.quantizers.scale import Scale
 
 FLOAT_BYTES = 4
 
@@ -115,12 +116,14 @@ def summary(model: nn.Module, input_shape: tuple[int, ...]) -> Summary:
 
     Raises: ConfigError when the model does not take that shape.
     """
+    if not isinstance(input_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in input_shape):
+        raise ConfigError(f"input_shape={input_shape!r}: expected the shape of one example, such as (3, 32, 32)")
     macs: dict[int, int] = {}
     first = next(model.parameters(), torch.zeros(()))
     with _counting(model, macs), torch.no_grad():
         try:
             model(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # torch's modules raise each of them
             raise ConfigError(f"the model does not take an input of shape {(1, *input_shape)}: {error}") from None
     rows = []
     inside = {id(m) for q in model.modules() if isinstance(q, FakeQuantize) for m in q.modules()}
@@ -164,15 +167,21 @@ def _scale_count(quantize: nn.Module, tensor: Tensor | None) -> int:
     """How many scales deployment has to store; those computed from the data at run time are none."""
     if not isinstance(quantize, FakeQuantize):
         return 0
-    if tensor is None:
-        return sum(p.numel() for p in quantize.parameters())
+    learned = sum(p.numel() for p in quantize.parameters())
+    fixed = any(isinstance(part, Scale) and part.policy == "none" for part in quantize.modules())
+    # A learned scale is not computed even once: that would initialise it, and a summary changes nothing.
+    if learned or fixed or tensor is None:
+        return learned
     with torch.no_grad():
         return quantize.quantizer.scale(quantize.quantizer.granularity.blocks(tensor)).numel()
 
 
 @contextmanager
 def _counting(model: nn.Module, macs: dict[int, int]) -> Iterator[None]:
-    """Count multiply–accumulates of convolutions and linear layers while the model runs in evaluation mode."""
+    """Count multiply–accumulates of convolutions and linear layers while the model runs in evaluation mode.
+
+    Quantizers pass their input on meanwhile: learned scales would take their first value from the zeros otherwise.
+    """
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight: Tensor = module.weight  # type: ignore[assignment]
@@ -184,11 +193,16 @@ def _counting(model: nn.Module, macs: dict[int, int]) -> Iterator[None]:
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
     modes = [(m, m.training) for m in model.modules()]
+    quantizers = [m for m in model.modules() if isinstance(m, FakeQuantize)]
     try:
         model.eval()
+        for quantizer in quantizers:
+            vars(quantizer)["forward"] = nn.Identity().forward
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for quantizer in quantizers:
+            vars(quantizer).pop("forward", None)
         for hook in hooks:
             hook.remove()

@@ -66,7 +66,7 @@ def build_method(spec: str, *, backward: Backward = Tensor.backward, clip_norm: 
     Args:
         spec: a registered name, with options in brackets.
         backward: how to run a backward pass, for launchers that wrap it.
-        clip_norm: clip the norm of all gradients together before the weights move.
+        clip_norm: clip the norm of the gradients of all parameters that move, together, before they do.
 
     Raises: UnknownNameError, ConfigError.
     """
@@ -84,8 +84,15 @@ def forward_backward(model: nn.Module, batch: Batch, loss_fn: Loss, backward: Ba
     return StepRecord(loss.detach(), (outputs.detach().argmax(1) == labels).sum())
 
 
+def learning_rates(optimizer: Optimizer) -> dict[int, float]:
+    """The learning rate of every parameter that the optimizer moves, by the parameter's id."""
+    return {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
 def move(model: nn.Module, optimizer: Optimizer, clip_norm: float | None) -> None:
     """Clip, if asked to, and step."""
     if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        # Parameters the optimizer does not hold are never cleared: their gradients pile up and must not count.
+        moved = learning_rates(optimizer)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if id(p) in moved], clip_norm)
     optimizer.step()

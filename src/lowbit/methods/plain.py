@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowbit._errors import CheckpointError
 from lowbit.methods._base import METHODS, AbstractMethod, Backward, Batch, Loss, StepRecord, forward_backward, move
 
 
@@ -16,7 +17,7 @@ class Plain(AbstractMethod):
 
     Args:
         backward: how to run a backward pass, for launchers that wrap it.
-        clip_norm: clip the norm of all gradients together before the weights move.
+        clip_norm: clip the norm of the gradients of all parameters that move, together, before they do.
     """
 
     def __init__(self, backward: Backward = Tensor.backward, clip_norm: float | None = None) -> None:
@@ -35,4 +36,9 @@ class Plain(AbstractMethod):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take up."""
+        """Nothing to take up. Raises: CheckpointError when there is: the state is another method's."""
+        if state:
+            raise CheckpointError(
+                f"the checkpoint holds {', '.join(state)}, which the method 'plain' does not use: "
+                "it was written by another method"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,12 +11,33 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from lowbit._errors import CheckpointError, ConfigError
-from lowbit.geometry import Inverse, LNEMetric, largest_tau, outer_sum_norm_squared
+from lowbit.geometry import Inverse, LNEMetric, largest_tau
 from lowbit.layers import frozen_statistics, latent_parameters
-from lowbit.methods._base import METHODS, AbstractMethod, Backward, Batch, Loss, StepRecord, forward_backward, move
+from lowbit.methods._base import (
+    METHODS,
+    AbstractMethod,
+    Backward,
+    Batch,
+    Loss,
+    StepRecord,
+    forward_backward,
+    learning_rates,
+    move,
+)
 
 # Which shift each of the four passes applies, in units of `shift`: rows (k1, k2), then columns (j1, j2).
 SHIFTS = {"k1": (1, 0), "k2": (-1, 0), "j1": (0, 1), "j2": (0, -1)}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that takes part in the flow: its latent weight, the learning rate η of that, its metric g_w and τ."""
+
+    name: str
+    weight: nn.Parameter
+    rate: float
+    metric: LNEMetric
+    tau: Tensor
 
 
 @METHODS.register("ricci")
@@ -27,14 +49,17 @@ class Ricci(AbstractMethod):
     - four passes over the batch translated by k1, k2 rows and j1, j2 columns; each gives a virtual update
       `w|a = w − η g_w⁻¹ ∂L|a` and from it a metric `g|a` (Eq. 30 to 32);
     - `−2 Ric = (g|k1 − g|k2)/(k1 − k2) − (g|j1 − g|j2)/(j1 − j2)`, and the flow asks for `g(t+1)|k1 − g(t)|k1 = −2
-      Ric(t)` (Eq. 33, 34). What is missing from that is `N = ‖g(t+1)|k1 − g(t)|k1 + 2 Ric(t)‖²` (Eq. 35), here summed
-      from inner products: O(n);
+      Ric(t)` (Eq. 33, 34). What is missing from that is `N = ‖g(t+1)|k1 − g(t)|k1 + 2 Ric(t)‖²` (Eq. 35), here from
+      inner products: O(n);
     - gradient `g_w⁻¹ ∂L · 1[N ≤ ε] + α ∂N/∂w` (Eq. 36 and the loss L + αN of Algorithm 2).
 
     Choices the paper leaves open (ours): g(t) is that of the previous step, g(t+1)|k1 is this step's and carries ∂N/∂w
     with the virtual gradients held constant; the gate acts on the loss's part alone; shifted passes leave the running
-    statistics of batch normalisation alone; pixels shifted in are 0; τ is the largest with ‖u‖² ≤ ρ; η is the latent
-    weights' learning rate. α and ε have no published values.
+    statistics of batch normalisation alone; pixels shifted in are 0; τ is the largest with ‖u‖² ≤ ρ, held constant in
+    ∂N/∂w; η is the learning rate of the latent weights' parameter group. α and ε have no published values.
+
+    Weights that are float, frozen, not in the optimizer, or not reached by the loss keep their ordinary gradient: the
+    flow is over the latent weights that move.
 
     The model's estimator should be `identity` or `clipped`: this method applies g⁻¹ itself.
 
@@ -66,14 +91,15 @@ class Ricci(AbstractMethod):
             raise ConfigError(
                 f"shift={shift} of method 'ricci': |k1 − k2| = 2·shift must stay below 4 pixels, so it is 1"
             )
-        if not 0 < rho < 1:
+        if not (isinstance(rho, int | float) and 0 < rho < 1):
             raise ConfigError(
-                f"rho={rho} of method 'ricci' must lie between 0 and 1: g is positive definite only there"
+                f"rho={rho!r} of method 'ricci' must lie between 0 and 1: g is positive definite only there"
             )
         if inverse not in ("exact", "weak"):
             raise ConfigError(f"inverse={inverse!r} of method 'ricci' must be exact or weak")
-        if alpha < 0 or epsilon < 0:
-            raise ConfigError(f"alpha={alpha}, epsilon={epsilon} of method 'ricci' must not be negative")
+        for option, value in (("alpha", alpha), ("epsilon", epsilon)):
+            if not (isinstance(value, int | float) and value >= 0):
+                raise ConfigError(f"{option}={value!r} of method 'ricci' must be a number that is not negative")
         self.alpha, self.epsilon, self.rho, self.shift, self.inverse = alpha, epsilon, rho, shift, inverse
         self.backward = backward
         self.clip_norm = clip_norm
@@ -86,14 +112,24 @@ class Ricci(AbstractMethod):
             raise ConfigError(
                 f"method 'ricci' shifts images (N, C, H, W); inputs of shape {tuple(batch[0].shape)} were given"
             )
-        latent = latent_parameters(model)
+        rates = learning_rates(optimizer)
+        latent = [(name, w) for name, w in latent_parameters(model) if w.requires_grad and id(w) in rates]
         if not latent:
-            raise ConfigError("method 'ricci' needs latent weights: convert the model to a few bits first")
-        metrics = {name: self._metric(w.detach()) for name, w in latent}
-        moves = self._virtual_moves(model, batch, loss_fn, optimizer, metrics)
+            raise ConfigError(
+                "method 'ricci' needs latent weights that move: convert the model to a few bits, leave some of those "
+                "weights unfrozen, and give them to the optimizer"
+            )
+        flow = [_Layer(name, w, rates[id(w)], *self._metric(w.detach())) for name, w in latent]
+        moves = self._virtual_moves(model, batch, loss_fn, optimizer, flow)
         optimizer.zero_grad()
         record = forward_backward(model, batch, loss_fn, self.backward)
-        figures = [self._correct(name, w, metrics[name], moves[name]) for name, w in latent]
+        figures = [
+            self._correct(layer, torch.stack(moves[layer.name]))
+            for layer in flow
+            if len(moves[layer.name]) == len(SHIFTS) and layer.weight.grad is not None
+        ]
+        if not figures:
+            raise ConfigError("method 'ricci': the loss depends on none of the model's latent weights")
         move(model, optimizer, self.clip_norm)
         n, gated, correction = torch.stack(figures).mean(0)
         return StepRecord(
@@ -111,29 +147,28 @@ class Ricci(AbstractMethod):
         batch: Batch,
         loss_fn: Loss,
         optimizer: Optimizer,
-        metrics: dict[str, tuple[LNEMetric, Tensor]],
-    ) -> dict[str, Tensor]:
-        """η g_w⁻¹ ∂L|a for the four shifts a: layer name → (4, n)."""
+        flow: list[_Layer],
+    ) -> dict[str, list[Tensor]]:
+        """η g_w⁻¹ ∂L|a for the four shifts a, where there is a gradient: layer name → four of shape (n,)."""
         images, labels = batch
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        moves: dict[str, list[Tensor]] = {name: [] for name in metrics}
+        moves: dict[str, list[Tensor]] = {layer.name: [] for layer in flow}
         with frozen_statistics(model):
             for rows, columns in SHIFTS.values():
                 optimizer.zero_grad()
                 shifted = translate(images, self.shift * rows, self.shift * columns)
                 forward_backward(model, (shifted, labels), loss_fn, self.backward)
-                for name, w in latent_parameters(model):
-                    assert w.grad is not None
-                    moves[name].append(rates[id(w)] * metrics[name][0].solve(w.grad.reshape(-1)))
-        return {name: torch.stack(rows) for name, rows in moves.items()}
+                for layer in flow:
+                    if layer.weight.grad is not None:
+                        moves[layer.name].append(layer.rate * layer.metric.solve(layer.weight.grad.reshape(-1)))
+        return moves
 
-    def _correct(self, name: str, w: nn.Parameter, metric: tuple[LNEMetric, Tensor], moves: Tensor) -> Tensor:
+    def _correct(self, layer: _Layer, moves: Tensor) -> Tensor:
         """Turn the layer's gradient into the paper's; returns (N, gate shut, relative correction)."""
+        w = layer.weight
         assert w.grad is not None
-        g, tau = metric
-        n, slope = self._flow_residual(name, w, tau, moves)
+        n, slope = self._flow_residual(layer.name, w, layer.tau, moves)
         plain = w.grad.reshape(-1)
-        natural = g.solve(plain)
+        natural = layer.metric.solve(plain)
         open_gate = n <= self.epsilon
         correction = (natural - plain).norm() / plain.norm().clamp_min(torch.finfo(plain.dtype).tiny)
         w.grad.copy_((natural * open_gate + self.alpha * slope).reshape(w.shape))
@@ -145,18 +180,25 @@ class Ricci(AbstractMethod):
             flat = w.detach().reshape(-1).requires_grad_()
             now = torch.tanh(tau * (flat - moves))
             previous = self._previous.get(name)
+            if previous is not None and previous.shape != now.shape:
+                raise CheckpointError(
+                    f"method 'ricci' remembers layer '{name}' with {previous.shape[-1]} weights, the model has "
+                    f"{flat.numel()} there: its state is that of another model"
+                )
             if previous is None:
                 n, slope = flat.new_zeros(()), torch.zeros_like(flat)
             else:
-                n = outer_sum_norm_squared(self._coefficients(flat), torch.cat([now[:1], previous]))
+                n = self._residual(now[0], previous.to(now))
                 (slope,) = torch.autograd.grad(n, flat)
         self._previous[name] = now.detach()
         return n.detach(), slope
 
-    def _coefficients(self, like: Tensor) -> Tensor:
-        """c of `g(t+1)|k1 − g(t)|k1 + 2 Ric(t) = Σ c_a u_a u_aᵀ`: δ cancels, and every metric brings in −u uᵀ."""
+    def _residual(self, now: Tensor, previous: Tensor) -> Tensor:
+        """N of Eq. 35 from u of g(t+1)|k1, shape (n,), and of g(t)|k1, k2, j1, j2, shape (4, n): δ cancels."""
+        k1, k2, j1, j2 = previous
         k = j = 2 * self.shift
-        return like.new_tensor([-1.0, 1 + 1 / k, -1 / k, -1 / j, 1 / j])
+        coefficients = now.new_tensor([-1.0, 1 / k, -1 / j])
+        return outer_difference_norm_squared(coefficients, torch.stack([now, k1, j1]), torch.stack([k1, k2, j2]))
 
     def state_dict(self) -> dict[str, Any]:
         """u of g(t)|k1, k2, j1, j2 for each layer."""
@@ -176,3 +218,24 @@ def translate(images: Tensor, rows: int, columns: int) -> Tensor:
     height, width = images.shape[-2:]
     # Negative padding crops: what is added on one side is taken away on the other.
     return F.pad(images, (columns, -columns, rows, -rows))[..., :height, :width]
+
+
+def outer_difference_norm_squared(coefficients: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """‖Σ_t c_t (a_t a_tᵀ − b_t b_tᵀ)‖² (Frobenius) without forming the matrix, exact also where a and b nearly agree.
+
+    With s = a + b and d = a − b each term is ½(s dᵀ + d sᵀ), so that the square is
+    `½ Σ_tr c_t c_r ((s_t·s_r)(d_t·d_r) + (s_t·d_r)(d_t·s_r))`. In a step of training d is about 10⁻⁴ of s, and summing
+    products of the u themselves would cancel all digits of float32.
+
+    Args:
+        coefficients: c, shape (k,).
+        first, second: a and b, shape (k, n).
+
+    Returns:
+        Shape (). Source: ours, not from a paper.
+    """
+    s, d = first + second, first - second
+    with torch.autocast(s.device.type, enabled=False):  # a user may call `step` under autocast
+        mixed = s @ d.T
+        terms = (s @ s.T) * (d @ d.T) + mixed * mixed.T
+    return (torch.outer(coefficients, coefficients) * terms).sum() / 2

@@ -56,6 +56,7 @@ class AbstractQuantizer(nn.Module, ABC):
     policies: ClassVar[tuple[str, ...]]  # the scale policies this quantizer offers, the default first
     widths: ClassVar[tuple[int, ...]]  # the bit widths it offers
     signed: ClassVar[bool]  # whether it can stand for negative numbers
+    affine: ClassVar[bool]  # whether its values are s·clip(round(x·(1/s)), low, high)
 
     @classmethod
     @abstractmethod
@@ -114,7 +115,11 @@ class AbstractInteger(AbstractQuantizer):
 
     def _rule(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         if self.scaling.policy == "max-abs":
-            return max_abs(x, dims) / self.grid.high
+            largest = max_abs(x, dims)
+            step = largest / self.grid.high
+            # Rounding may put the largest element just past the end of the grid, where estimators cut the gradient.
+            past = largest * step.reciprocal() > self.grid.high
+            return torch.where(past, step * (1 + 2 * torch.finfo(step.dtype).eps), step)
         return 2 * mean_abs(x, dims) / self.grid.high**0.5
 
     def scale(self, x: Tensor) -> Tensor:
@@ -128,8 +133,8 @@ class AbstractInteger(AbstractQuantizer):
         return x * scale.reciprocal()
 
     def discretize(self, z: Tensor) -> Tensor:
-        """Round half to even, saturate at the ends of the grid."""
-        return torch.round(z).clamp_(self.grid.low, self.grid.high)
+        """Saturate at the ends of the grid, round half to even."""
+        return z.clamp(self.grid.low, self.grid.high).round_()
 
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         """s·c."""

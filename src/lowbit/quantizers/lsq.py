@@ -29,6 +29,7 @@ class LSQ(AbstractInteger):
     policies = ("learned", "max-abs")
     widths = tuple(range(2, 9))
     signed = True
+    affine = True
 
     def __init__(
         self,

@@ -28,12 +28,12 @@ POLICIES = ("none", "mean-abs", "max-abs", "learned")
 
 
 def positive(scale: Tensor) -> Tensor:
-    """|scale|, at least the smallest normal number of its dtype.
+    """|scale|, at least 2⁻⁶⁰ (or the smallest normal number of its dtype, if that is larger).
 
-    The floor keeps 1/scale finite for an all-zero tensor; it is below every scale that data can produce, so that no
-    other result changes.
+    The floor keeps 1/scale finite for an all-zero tensor, and 1/scale², which autograd forms for a learned scale; it is
+    below every scale that data can produce, so that no other result changes.
     """
-    return scale.abs().clamp_min(torch.finfo(scale.dtype).tiny)
+    return scale.abs().clamp_min(max(2.0**-60, torch.finfo(scale.dtype).tiny))
 
 
 class Scale(nn.Module):

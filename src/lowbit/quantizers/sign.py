@@ -29,6 +29,7 @@ class Sign(AbstractQuantizer):
     policies = ("none", "mean-abs", "max-abs", "learned")
     widths = (1,)
     signed = True
+    affine = False
 
     def __init__(
         self,

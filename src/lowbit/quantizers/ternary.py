@@ -29,6 +29,7 @@ class Ternary(AbstractQuantizer):
     policies = ("mean-abs", "none", "max-abs", "learned")
     widths = (2,)
     signed = True
+    affine = False
 
     def __init__(
         self,
@@ -79,8 +80,8 @@ class Ternary(AbstractQuantizer):
         return x / (2 * delta)
 
     def discretize(self, z: Tensor) -> Tensor:
-        """Round half to even (±1/2 go to 0), saturate at ±1."""
-        return torch.round(z).clamp_(-1, 1)
+        """Saturate at ±1, round half to even (±1/2 go to 0)."""
+        return z.clamp(-1, 1).round_()
 
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         """s·c."""

@@ -33,6 +33,7 @@ class Uniform(AbstractQuantizer):
     policies = ("none", "max-abs", "learned")
     widths = tuple(range(2, 9))
     signed = True
+    affine = False
 
     def __init__(
         self,
@@ -82,8 +83,8 @@ class Uniform(AbstractQuantizer):
         return self.grid.high * (x / largest / 2 + 0.5)
 
     def discretize(self, z: Tensor) -> Tensor:
-        """Round half to even, saturate at 0 and N."""
-        return torch.round(z).clamp_(0, self.grid.high)
+        """Saturate at 0 and N, round half to even."""
+        return z.clamp(0, self.grid.high).round_()
 
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         """s·(2·c − N)/N."""

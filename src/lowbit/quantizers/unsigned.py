@@ -27,6 +27,7 @@ class Unsigned(AbstractInteger):
     policies = ("learned", "none", "max-abs")
     widths = tuple(range(1, 9))
     signed = False
+    affine = True
 
     def __init__(
         self,

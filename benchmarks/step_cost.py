@@ -1,0 +1,115 @@
+"""What a training step costs: ResNet-20, float against low-bit, and Brevitas beside it.
+
+    python -m benchmarks.step_cost [--json] [--batch 128] [--rounds 15] [--threads N] [--precision fp32|bf16] [--save FILE]
+
+Every variant is built in this one process and timed in turn; medians. Memory is the peak of torch's allocations within a
+step. Brevitas is measured where it is installed (`pip install -e '.[bench]'`) and left out, with a word, where it is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import lowbit
+from benchmarks import _brevitas_resnet
+from benchmarks._measure import Step, environment, interleaved
+from lowbit.methods import build_method
+from lowbit.models import build_model
+
+Build = Callable[[nn.Module], nn.Module]
+
+
+def variants() -> dict[str, tuple[Build, str]]:
+    """Name → (how the float model becomes this variant, the training method)."""
+    found: dict[str, tuple[Build, str]] = {
+        "float": (lambda model: model, "plain"),
+        "w1a32-clipped": (lambda model: lowbit.convert(model, weights=1), "plain"),
+        "w2a2-lsq": (lambda model: lowbit.convert(model, weights=2, activations=2), "plain"),
+        "w1a32-ricci": (lambda model: lowbit.convert(model, weights=1), "ricci"),
+    }
+    if importlib.util.find_spec("brevitas"):
+        found["brevitas-w1a32"] = (lambda model: _brevitas_resnet.quantize(model, 1, 32), "plain")
+        found["brevitas-w2a2"] = (lambda model: _brevitas_resnet.quantize(model, 2, 2), "plain")
+    else:
+        print("brevitas is not installed: its variants are left out (pip install -e '.[bench]')", file=sys.stderr)
+    return found
+
+
+def make_step(build: Build, method_spec: str, batch: int, precision: str, device: str) -> Step:
+    """One training step of a variant, ready to be called again and again."""
+    model = build(build_model("resnet20", 10, 3, (32, 32), seed=0)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, 32, 32, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,), generator=generator).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    method = build_method(method_spec)
+    model.train()
+
+    def loss_fn(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs.float(), labels)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
+            method.step(model, (images, labels), loss_fn, optimizer)
+
+    return step
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record per variant: name, ms, ratio_to_float, peak_mib, memory_ratio_to_float."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = variants()
+    steps = {n: make_step(b, m, arguments.batch, arguments.precision, device) for n, (b, m) in chosen.items()}
+    timings = interleaved(steps, arguments.rounds)
+    base = timings["float"]
+    return [
+        {
+            "name": name,
+            "ms": round(timing.median, 2),
+            "ratio_to_float": round(timing.median / base.median, 3),
+            "peak_mib": round(timing.peak_mib, 1),
+            "memory_ratio_to_float": round(timing.peak_mib / base.peak_mib, 3),
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each variant")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--save", type=Path, default=None, help="also write the JSON object to this file")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    records = measure(arguments)
+    result = {"environment": environment(), "batch": arguments.batch, "precision": arguments.precision, "records": records}
+    if arguments.save:
+        arguments.save.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    table = Table(*records[0], title="one training step of ResNet-20")
+    for record in records:
+        table.add_row(*(str(value) for value in record.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
