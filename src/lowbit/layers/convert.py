@@ -61,18 +61,19 @@ class LayerOptions:
         quantizer = build_quantizer(spec, self.weights, shape=shape, axis=axis, batched=False)
         return _pair(quantizer, build_estimator(self.estimator), "weights")
 
-    def build_input(self) -> nn.Module:
+    def build_input(self, name: str) -> nn.Module:
         """The input's FakeQuantize, or an identity. Raises: LowbitError."""
         if self.activations == FLOAT:
             return nn.Identity()
         spec = self.activation_quantizer or "unsigned"
         quantizer = build_quantizer(spec, self.activations, shape=None, axis=1, batched=True)
-        return _pair(quantizer, build_estimator(self.activation_estimator or "clipped"), "activations")
+        estimator = build_estimator(self.activation_estimator or "clipped")
+        return _pair(quantizer, estimator, "activations", f"the input of layer '{name}'")
 
 
-def _pair(quantizer: AbstractQuantizer, estimator: AbstractEstimator, role: str) -> FakeQuantize:
+def _pair(quantizer: AbstractQuantizer, estimator: AbstractEstimator, role: str, name: str = "") -> FakeQuantize:
     check_pair(estimator, quantizer, role)
-    return FakeQuantize(quantizer, estimator)
+    return FakeQuantize(quantizer, estimator, name)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,10 @@ class ConversionPlan:
         for layer in self.converted:
             assert layer.options is not None
             module = modules[layer.name]
-            weight_quantizer, input_quantizer = layer.options.build_weight(module), layer.options.build_input()
+            weight_quantizer, input_quantizer = (
+                layer.options.build_weight(module),
+                layer.options.build_input(layer.name),
+            )
             # Changing the class keeps the object: hooks, sharing and references from other modules stay valid.
             module.__class__ = KINDS[type(module)]
             # Its dtype too: a float32 scale per channel would turn a bfloat16 weight into a float32 one.
@@ -338,7 +342,7 @@ def _check_options(options: LayerOptions) -> None:
 
 def _build_for_check(name: str, module: nn.Module, options: LayerOptions) -> None:
     try:
-        options.build_input()
+        options.build_input(name)
         built = options.build_weight(module)
         if isinstance(built, FakeQuantize):
             built.quantizer.granularity.blocks(module.weight)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from lowbit.estimators import AbstractEstimator, staircase
 from lowbit.layers import fused
 from lowbit.quantizers import AbstractQuantizer, PerTensor
+
+_log = logging.getLogger("lowbit")
 
 FAST_FROM = 1 << 16  # elements from which the fast path's bookkeeping pays
 
@@ -23,20 +26,25 @@ class FakeQuantize(nn.Module):
     Args:
         quantizer: which values.
         estimator: which gradient. An annealed one starts at progress 0; `set_progress` moves it.
+        name: what to call it in a message.
     """
 
-    def __init__(self, quantizer: AbstractQuantizer, estimator: AbstractEstimator) -> None:
+    def __init__(self, quantizer: AbstractQuantizer, estimator: AbstractEstimator, name: str = "") -> None:
         super().__init__()
         self.quantizer = quantizer
         self.rule = estimator
         self.estimator = estimator.at(0.0)
+        self.name = name
+        self._looked = False
         self._fusable = quantizer.affine and quantizer.granularity == PerTensor()
 
     def forward(self, x: Tensor) -> Tensor:
         """Q(x)."""
-        quantizer, estimator = self.quantizer, self.estimator
-        window = estimator.window(quantizer.grid)
-        if window is not None and self.fast(x):
+        quantizer = self.quantizer
+        if not self._looked and fused.eager():
+            self._look(x)
+        window = self.fast_window(x)
+        if window is not None:
             return fused.fake_quantize(x, quantizer.scale(x), quantizer.grid, window, self._generic)
         blocks = quantizer.granularity.blocks(x)
         scale = quantizer.scale(blocks)
@@ -49,11 +57,24 @@ class FakeQuantize(nn.Module):
             codes = self.estimator.relax(z, codes, self.quantizer.grid)
         return self.quantizer.dequantize(codes, scale)
 
-    def fast(self, x: Tensor) -> bool:
-        """Whether `forward` takes the fast path for x."""
-        if self.estimator.window(self.quantizer.grid) is None:
-            return False
-        return self._fusable and x.numel() >= FAST_FROM and fused.usable(x, torch.compiler.is_compiling())
+    def fast_window(self, x: Tensor) -> fused.Window | None:
+        """The estimator's window if `forward` takes the fast path for x, else None."""
+        if not self._fusable or x.numel() < FAST_FROM or x.dtype != torch.float32 or not fused.eager():
+            return None
+        return self.estimator.window(self.quantizer.grid)
+
+    @torch.no_grad()
+    def _look(self, x: Tensor) -> None:
+        """Say so, once, when an unsigned quantizer meets negative inputs: it would silently drop them."""
+        self._looked = True
+        negative = 0.0 if self.quantizer.signed else float((x < 0).float().mean())
+        if negative:
+            _log.warning(
+                "%s: %.0f %% of the values are negative and become 0, because its quantizer is unsigned; "
+                "for inputs that do not come from a ReLU take activation_quantizer='lsq' (or 'sign' for 1 bit)",
+                self.name or "a quantizer",
+                100 * negative,
+            )
 
     def set_progress(self, progress: float) -> None:
         """Anneal the estimator: `progress` (0 to 1) of the training is done."""
@@ -67,7 +88,7 @@ class FakeQuantize(nn.Module):
 def feed(quantize: nn.Module, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     """`compute(quantize(x))`, where what `compute` keeps of Q(x) for its backward pass costs no memory if possible."""
     values = quantize(x)
-    if isinstance(quantize, FakeQuantize) and torch.is_grad_enabled() and quantize.fast(x):
+    if isinstance(quantize, FakeQuantize) and torch.is_grad_enabled() and quantize.fast_window(x) is not None:
         with fused.recomputing(values, x, quantize.forward):
             return compute(values)
     return compute(values)

@@ -21,11 +21,12 @@ Window: TypeAlias = tuple[float, float]
 Slow: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-def usable(x: Tensor, compiling: bool) -> bool:
-    """Whether the fast path may run: plain float32 outside of compilation and of functorch's transforms."""
+def eager() -> bool:
+    """Whether operations run one by one: outside of torch.compile and of functorch's transforms."""
+    if torch.compiler.is_compiling():
+        return False
     # functorch disables saved-tensor hooks within its transforms, which is how to recognise them.
-    plain = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
-    return x.dtype == torch.float32 and plain and not compiling
+    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
 
 
 def fake_quantize(x: Tensor, scale: Tensor, grid: Grid, window: Window, slow: Slow) -> Tensor:
