@@ -1,19 +1,29 @@
 """Spec strings: `"ewgs"`, `"ewgs(delta=0.01)"`, `"mypackage.nets:small(width=8)"`.
 
 One spelling for "this member, with these options", the same on the command line, in YAML and in Python. The options are
-Python literals; a bare word is a string.
+Python literals; a bare word is a string, and may hold dashes, dots, colons and slashes (`mean-abs`, `group:64`).
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from lowbit._errors import ConfigError, UnknownNameError, nearest
 
 T = TypeVar("T")
+
+
+# A quoted text, to be left alone, or a bare word after an equals sign: mean-abs, group:64, mypackage.nets:small.
+_BARE_WORD = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?<==)\s*([^\W\d][\w.:/-]*)\s*(?=[,)])""")
+
+
+def _quoted(match: re.Match[str]) -> str:
+    word = match[2]
+    return match[0] if word is None or word in ("True", "False", "None") else repr(word)
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
@@ -27,7 +37,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     expected = f"'{spec}' is not of the form name(key=value, ...), for example ewgs(delta=0.01)"
     try:
-        call = ast.parse(f"f({rest}", mode="eval").body
+        call = ast.parse(f"f({_BARE_WORD.sub(_quoted, rest)}", mode="eval").body
     except SyntaxError:
         raise ConfigError(expected) from None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args or not name:
@@ -38,9 +48,6 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(expected)
         if keyword.arg in options:
             raise ConfigError(f"option '{keyword.arg}' of '{spec}' is given twice")
-        if isinstance(keyword.value, ast.Name):
-            options[keyword.arg] = keyword.value.id
-            continue
         try:
             options[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError):

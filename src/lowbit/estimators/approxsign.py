@@ -17,7 +17,7 @@ class ApproxSign(AbstractEstimator):
 
     Forward: codes. Backward: `∂L/∂z = ∂L/∂codes · (2 − 2|z|)·1[|z| ≤ 1]`, z in units of x.
 
-    Source: [liu2018bireal], Eq. 6 and 7.
+    Source: [liu2018bireal], Sec. 3.3.
     """
 
     linear_in_grad = True

@@ -18,13 +18,13 @@ class Clipped(AbstractEstimator):
 
     Forward: codes. Backward: `∂L/∂z = ∂L/∂codes · 1[c·low ≤ z ≤ c·high]`.
     For the sign quantizer z is x itself and the range is |x| ≤ c, the hardtanh of [courbariaux2016binarized]. For
-    integers in step units it is the indicator of LSQ and PACT, `−Qn ≤ x/s ≤ Qp` ([esser2020lsq], Eq. 5; [choi2018pact],
-    Eq. 2), and on activations after a ReLU the clipped-ReLU estimator of [yin2019understanding].
+    integers in step units it is the indicator of LSQ and PACT, `−Qn ≤ x/s ≤ Qp` ([esser2020lsq], Sec. 2;
+    [choi2018pact]), and on activations after a ReLU the clipped-ReLU estimator of [yin2019understanding].
 
     Args:
         c: the threshold as a multiple of the range of the codes.
 
-    Source: [courbariaux2016binarized], Eq. 4.
+    Source: [courbariaux2016binarized], Sec. 1.3.
     """
 
     c: float = 1.0

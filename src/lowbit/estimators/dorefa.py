@@ -20,7 +20,7 @@ class DoReFa(AbstractEstimator):
     held constant. The sign of tanh(z)/max|tanh z| is the sign of z, so the forward value is that of the sign quantizer.
     For more bits DoReFa changes the forward value as well: use the quantizer `uniform(transform=tanh)` with `identity`.
 
-    Source: [zhou2016dorefa], Eq. 9; the comparison in [chen2024ricci], Sec. 7.
+    Source: [zhou2016dorefa], Sec. 2.3; the comparison in [chen2024ricci], Sec. 7.
     """
 
     linear_in_grad = True

@@ -24,7 +24,7 @@ class EWGS(AbstractEstimator):
     Args:
         delta: δ ≥ 0, constant (the paper's alternative derives it from the Hessian's trace).
 
-    Source: [lee2021ewgs], Eq. 4.
+    Source: [lee2021ewgs], Sec. 3.
     """
 
     delta: float = 0.1

@@ -59,7 +59,7 @@ class FakeQuantize(nn.Module):
 
     def fast_window(self, x: Tensor) -> fused.Window | None:
         """The estimator's window if `forward` takes the fast path for x, else None."""
-        if not self._fusable or x.numel() < FAST_FROM or x.dtype != torch.float32 or not fused.eager():
+        if not (self._fusable and x.numel() >= FAST_FROM and fused.fits(x)):
             return None
         return self.estimator.window(self.quantizer.grid)
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lowbit.quantizers import Grid
 
-PIECE = 32768  # elements: two float32 pieces and their results fit the second-level cache of one core
+PIECE = 1 << 16  # elements per thread: a few float32 pieces of this size fit the second-level cache of a core
 Window: TypeAlias = tuple[float, float]
 Slow: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,11 +30,16 @@ def eager() -> bool:
     return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
 
 
+def fits(x: Tensor) -> bool:
+    """Whether the fast path is made for x: float32 on the CPU. (On CUDA, torch.compile fuses the generic path.)"""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and eager()
+
+
 def fake_quantize(x: Tensor, scale: Tensor, grid: Grid, window: Window, slow: Slow) -> Tensor:
     """`s·clip(round(x/s), low, high)` with `∂/∂z = 1[window[0] ≤ z ≤ window[1]]` through the staircase.
 
     Args:
-        x: float32, any shape.
+        x: float32, any shape, on the CPU.
         scale: s, shape ().
         grid: the codes that exist, one step apart.
         window: where the gradient passes, in step units.
@@ -48,57 +54,78 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid, window: Window, slow: Slow) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.grid, ctx.window, ctx.slow = grid, window, slow
-        inverse = scale.reciprocal()
-        values = torch.empty_like(x)
-        if not _dense(x, values):
-            return torch.mul(x, inverse).round_().clamp_(grid.low, grid.high).mul_(scale)
-        for piece, out in zip(_pieces(x), _pieces(values), strict=True):
-            torch.mul(piece, inverse, out=out).round_().clamp_(grid.low, grid.high).mul_(scale)
-        return values
+        ctx.values = None  # what `recomputing` has computed again, to be used once more
+        return _quantize(x, scale, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, scale = ctx.saved_tensors
+        values, ctx.values = ctx.values, None
         if torch.is_grad_enabled():
-            values = ctx.slow(x, scale)
-            wanted = [t for t in (x, scale) if t.requires_grad]
-            found = iter(torch.autograd.grad(values, wanted, grad, create_graph=True))
-            return (
-                next(found) if x.requires_grad else None,
-                next(found) if scale.requires_grad else None,
-                None,
-                None,
-                None,
-            )
-        grid, inverse = ctx.grid, scale.reciprocal()
-        # hardtanh_backward passes the gradient strictly inside its bounds: the next numbers outward include the ends.
-        low, high = (_outward(end, sign) for end, sign in zip(ctx.window, (-1, 1), strict=True))
-        if not _dense(x, grad):
-            x, grad = x.contiguous(), grad.contiguous()
+            wanted = [t for t, needed in zip((x, scale), ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(ctx.slow(x, scale), wanted, grad, create_graph=True))
+            grad_x, grad_scale = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
+            return grad_x, grad_scale, None, None, None
+        values = _quantize(x, scale, ctx.grid) if values is None else values
+        x, values, grad = _alike(x, values, grad)
+        inverse = scale.reciprocal().item()
+        bounds = _bounds(ctx.window, inverse)
         grad_x = torch.empty_like(x)
-        slopes = []
-        for piece, flow, out in zip(_pieces(x), _pieces(grad), _pieces(grad_x), strict=True):
-            z = piece * inverse
-            torch.ops.aten.hardtanh_backward.grad_input(flow, z, low, high, grad_input=out)
-            along = torch.dot(out, z)
-            slopes.append(torch.dot(flow, z.round_().clamp_(grid.low, grid.high)) - along)
-        return grad_x, torch.stack(slopes).sum(), None, None, None
+        slope = 0.0
+        for piece, value, flow, out in zip(*map(_pieces, (x, values, grad, grad_x)), strict=True):
+            torch.ops.aten.hardtanh_backward.grad_input(flow, piece, *bounds, grad_input=out)
+            # ∂q/∂s = codes − z·1[z in the window], with codes = values/s and z = x/s.
+            slope += inverse * (torch.dot(flow, value) - torch.dot(out, piece)).item()
+        return grad_x, scale.new_full((), slope), None, None, None
 
 
-def _outward(end: float, sign: int) -> float:
-    return float(torch.nextafter(torch.tensor(end), torch.tensor(sign * math.inf)))
+def _quantize(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    inverse, step = scale.reciprocal().item(), scale.item()
+    (x,) = _alike(x)
+    values = torch.empty_like(x)
+    for piece, out in zip(_pieces(x), _pieces(values), strict=True):
+        torch.mul(piece, inverse, out=out).round_().clamp_(grid.low, grid.high).mul_(step)
+    return values
 
 
-def _dense(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors fill memory without gaps and in the same order."""
-    return x.stride() == y.stride() and (
-        x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    )
+def _bounds(window: Window, inverse: float) -> Window:
+    """The nearest numbers outside of `window[0] ≤ x·inverse ≤ window[1]`: hardtanh_backward excludes its bounds."""
+    ends = []
+    for end, outward in zip(window, (-math.inf, math.inf), strict=True):
+        if math.isinf(end):
+            ends.append(end)
+            continue
+        bound = np.float32(end / inverse)
+        step = np.float32(inverse)
+        for _ in range(8):  # x·inverse is rounded, so that the first x outside is a few numbers away from end/inverse
+            inside = bound * step >= end if outward < 0 else bound * step <= end
+            before = np.nextafter(bound, np.float32(-outward))
+            if inside:
+                bound = np.nextafter(bound, np.float32(outward))
+            elif not (before * step >= end if outward < 0 else before * step <= end):
+                bound = before
+            else:
+                break
+        ends.append(float(bound))
+    return ends[0], ends[1]
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, without gaps in memory and in the same order."""
+    strides = {t.stride() for t in tensors}
+    if len(strides) == 1 and (_channels_last(tensors[0]) or tensors[0].is_contiguous()):
+        return tensors
+    form = torch.channels_last if _channels_last(tensors[0]) else torch.contiguous_format
+    return tuple(t.contiguous(memory_format=form) for t in tensors)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:
     flat = x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
-    return torch.split(flat, PIECE * torch.get_num_threads()) if x.device.type == "cpu" else (flat,)
+    return torch.split(flat, PIECE * torch.get_num_threads())
 
 
 @contextmanager
@@ -106,17 +133,25 @@ def recomputing(values: Tensor, x: Tensor, quantize: Callable[[Tensor], Tensor])
     """Within the block, what saves `values = quantize(x)` for the backward pass keeps x instead and computes it again.
 
     x is usually kept anyway, by the ReLU that made it, so that the quantized copy costs no memory.
+
+    Args:
+        values: what `fake_quantize` returned.
+        x: what it was given.
+        quantize: computes `values` from x again.
     """
+    source, address, node = x.detach(), values.data_ptr(), values.grad_fn
 
     def pack(tensor: Tensor) -> Tensor | None:
-        return None if tensor.data_ptr() == address and tensor.shape == values.shape else tensor
+        return None if tensor.data_ptr() == address and tensor.shape == x.shape else tensor
 
     def unpack(kept: Tensor | None) -> Tensor:
         if kept is not None:
             return kept
         with torch.no_grad():
-            return quantize(source)
+            again = quantize(source)
+        if node is not None:
+            node.values = again  # type: ignore[attr-defined]
+        return again
 
-    source, address = x.detach(), values.data_ptr()
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

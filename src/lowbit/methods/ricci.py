@@ -91,15 +91,15 @@ class Ricci(AbstractMethod):
             raise ConfigError(
                 f"shift={shift} of method 'ricci': |k1 − k2| = 2·shift must stay below 4 pixels, so it is 1"
             )
-        if not (isinstance(rho, int | float) and 0 < rho < 1):
+        if not 0 < rho < 1:
             raise ConfigError(
-                f"rho={rho!r} of method 'ricci' must lie between 0 and 1: g is positive definite only there"
+                f"rho={rho} of method 'ricci' must lie between 0 and 1: g is positive definite only there"
             )
         if inverse not in ("exact", "weak"):
             raise ConfigError(f"inverse={inverse!r} of method 'ricci' must be exact or weak")
         for option, value in (("alpha", alpha), ("epsilon", epsilon)):
-            if not (isinstance(value, int | float) and value >= 0):
-                raise ConfigError(f"{option}={value!r} of method 'ricci' must be a number that is not negative")
+            if not value >= 0:
+                raise ConfigError(f"{option}={value} of method 'ricci' must be a number that is not negative")
         self.alpha, self.epsilon, self.rho, self.shift, self.inverse = alpha, epsilon, rho, shift, inverse
         self.backward = backward
         self.clip_norm = clip_norm

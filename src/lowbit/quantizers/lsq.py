@@ -23,7 +23,7 @@ class LSQ(AbstractInteger):
             time).
         granularity: `tensor`, `channel` or `group:SIZE`.
 
-    Source: [esser2020lsq], Eq. 1 to 3 and 5.
+    Source: [esser2020lsq], Sec. 2. The paper counts the ends −Qn and Qp as outside, we count them as inside.
     """
 
     policies = ("learned", "max-abs")

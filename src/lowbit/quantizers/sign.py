@@ -19,7 +19,7 @@ class Sign(AbstractQuantizer):
     (sign(x)/n for mean-abs).
 
     Args:
-        scale: none (Q1 of [chen2024ricci], Eq. 37), mean-abs (BWN, [rastegari2016xnor], Eq. 6), max-abs or learned.
+        scale: none (Q1 of [chen2024ricci], Eq. 37), mean-abs (BWN, [rastegari2016xnor], Sec. 3.1), max-abs or learned.
         granularity: `tensor`, `channel` or `group:SIZE`.
         detach: hold the data-derived scale constant in the backward pass.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lowbit._errors import ConfigError
@@ -19,11 +18,11 @@ class Ternary(AbstractQuantizer):
     Backward: `∂q/∂x = s·e'(z)/(2Δ)`, Δ held constant.
 
     Args:
-        scale: mean-abs (TWN: the mean of |x| over the elements beyond Δ, [li2016twn], Eq. 5), none, max-abs or learned.
+        scale: mean-abs (TWN: the mean of |x| over the elements beyond Δ, [li2016twn]), none, max-abs or learned.
         granularity: `tensor`, `channel` or `group:SIZE`; Δ and s follow it.
-        threshold: Δ in units of mean|x|; 0.7 in the paper (Eq. 6).
+        threshold: Δ in units of mean|x|; 0.7 in the paper.
 
-    Source: [li2016twn], Eq. 3 to 6.
+    Source: [li2016twn], Sec. 2.
     """
 
     policies = ("mean-abs", "none", "max-abs", "learned")

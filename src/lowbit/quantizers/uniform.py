@@ -17,7 +17,7 @@ class Uniform(AbstractQuantizer):
 
     Forward: `Qk(x) = 2/N · round(z) − 1` with `N = 2^k − 1`, `z = N·(x / (2·M) + 1/2)`, `M = max|x|`; times s.
     Ties go to the even code. With `transform="tanh"`, x is replaced by tanh(x) first, which makes it the weight
-    quantizer of DoReFa ([zhou2016dorefa], Eq. 9).
+    quantizer of DoReFa ([zhou2016dorefa], Sec. 2.3).
     Backward: `∂q/∂x = s·e'(z)/M` with the estimator's e' and M held constant (times 1 − tanh²x with the transform).
 
     Args:

@@ -17,11 +17,11 @@ class Unsigned(AbstractInteger):
 
     Args:
         bits: k, 1 to 8.
-        scale: learned (first value 2·mean|x|/√Qp), none (s = 1/Qp: DoReFa's activation on [0, 1], [zhou2016dorefa], Eq.
-            11), or max-abs (max|x|/Qp, recomputed for each batch).
+        scale: learned (first value 2·mean|x|/√Qp), none (s = 1/Qp: DoReFa's activation on [0, 1], [zhou2016dorefa],
+            Sec. 2.4), or max-abs (max|x|/Qp, recomputed for each batch).
         granularity: `tensor` or `channel` (axis 1).
 
-    Source: [esser2020lsq], Eq. 1 to 3 and 5, with Qn = 0.
+    Source: [esser2020lsq], Sec. 2, with Qn = 0.
     """
 
     policies = ("learned", "none", "max-abs")

@@ -1,0 +1,224 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from lowbit._errors import CheckpointError, ConfigError, DivergedError
+from lowbit.layers import calibrate, set_progress
+from lowbit.methods import build_method
+from lowbit.training import runtime
+from lowbit.training.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
+from lowbit.training.config import FIELDS, TrainConfig, from_dict, resolve, resumed_config, to_dict
+from lowbit.training.evaluation import Evaluator
+from lowbit.training.metrics import SYNC_EVERY, EpochMeter, LossGuard, best_record, check_finite
+from lowbit.training.optimizers import build_optimizer, set_learning_rates
+from lowbit.training.progress import ProgressDisplay
+from lowbit.training.result import BEST, LAST, TrainResult, closing_line, explain_divergence, headline, summarise
+from lowbit.training.run_folder import RunLog, check_unused, create_run_folder, write_description
+from lowbit.training.schedule import check_extension, learning_rate_factor
+from lowbit.training.task import build_low_bit_model, load_task
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_MAY_CHANGE = ("epochs", "data_path", "out", "resume")  # what the user may change when resuming
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train a low-bit network as `config` says; with `config.resume`, continue the run in that folder.
+
+    Leaves a run folder with `config.yaml`, `environment.json`, `metrics.jsonl`, TensorBoard scalars, `last.ckpt` and
+    `best.ckpt`. Progress goes to standard error. Threads, seeds and flags are put back afterwards.
+
+    Raises:
+        ConfigError, UnknownNameError: a setting that does not exist or does not fit.
+        DataError: a data file that is missing or damaged.
+        CheckpointError: a run that cannot be resumed.
+        DivergedError: the loss became NaN or infinite, or ran away; the last good checkpoint is kept.
+    """
+    config = resolve(config)
+    if config.resume is None:
+        check_unused(config.out)
+    else:
+        _check_same(config, resumed_config(config.resume))
+    return runtime.launch(_run, config)
+
+
+def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
+    trainer = _Trainer(fabric, config)
+    if config.resume is not None:
+        trainer.restore(load_checkpoint(config.resume / LAST))
+    trainer.setup()
+    run = runtime.on_rank_zero(fabric, lambda: config.resume or create_run_folder(config))
+    done = len(trainer.history) if config.resume else None
+    runtime.on_rank_zero(fabric, lambda: write_description(run, config, fabric.device, done))
+    log = RunLog(run, trainer.history) if fabric.is_global_zero else None
+    display = ProgressDisplay(
+        shown=fabric.is_global_zero,
+        epochs=config.epochs,
+        epochs_done=len(trainer.history),
+        steps_per_epoch=len(trainer.batches),
+    )
+    try:
+        with display:
+            display.line(headline(config, run, trainer.counts, fabric.device.type, len(trainer.history)))
+            for epoch in range(len(trainer.history), config.epochs):
+                record = trainer.epoch(epoch, display)
+                runtime.on_rank_zero(fabric, functools.partial(_log, log, record))
+                best = trainer.save(run)
+                display.epoch(record, best)
+            result = summarise(run, config, trainer.history, runtime.peak_memory_mib(fabric.device))
+            display.line(closing_line(result))
+    except KeyboardInterrupt:
+        kept = f"continue with: lowbit train --resume {run}" if trainer.history else "no epoch was completed"
+        display.line(f"interrupted in epoch {len(trainer.history) + 1}; {kept}")
+        raise
+    except DivergedError as error:
+        raise DivergedError(explain_divergence(str(error), run, len(trainer.history), config)) from None
+    finally:
+        if log is not None:
+            log.close()
+    return result
+
+
+def _log(log: RunLog | None, record: dict[str, Any]) -> None:
+    if log is not None:
+        log.write(record)
+
+
+class _Trainer:
+    """One process's part of a run: what moves while training, and one epoch of moving it."""
+
+    def __init__(self, fabric: Fabric, config: TrainConfig) -> None:
+        self.fabric = fabric
+        self.config = config
+        self.history: list[dict[str, Any]] = []
+        self.task = load_task(config)
+        self.model, uncalibrated = build_low_bit_model(config, self.task.data)
+        runtime.place(fabric, self.model, config.channels_last)
+        if uncalibrated and config.resume is None:
+            # The first batch of all ranks together, so that the scales do not depend on the number of devices.
+            images, _ = next(self.task.batches(config, fabric.device, 0, 1).epoch(0))
+            calibrate(self.model, images)
+        self.optimizer = build_optimizer(self.model, config)
+        self.method = build_method(config.method, backward=fabric.backward, clip_norm=config.clip_norm)
+        self.guard = LossGuard(self.task.data.num_classes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images per split."""
+        task = self.task
+        return {"training": len(task.train), "validation": len(task.validation), "test": len(task.data.test)}
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go back to a checkpoint of this run. Raises: CheckpointError or ConfigError when it is not of this run."""
+        _check_same(self.config, from_dict(saved.config, "the checkpoint"))
+        if self.config.epochs < saved.epoch:
+            raise ConfigError(f"--epochs {self.config.epochs}: the run has done {saved.epoch} epochs already")
+        if len(saved.rng) != self.fabric.world_size:
+            raise CheckpointError(f"the checkpoint is one of {len(saved.rng)} processes; resume with as many")
+        load_state(self.model, saved.model, "the checkpoint to resume from")
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.method.load_state_dict(self.fabric.to_device(saved.method))
+        self.guard.load_state_dict(saved.guard)
+        self.history = list(saved.history)
+        runtime.restore_rng(self.fabric, saved.rng)
+
+    def setup(self) -> None:
+        """Wrap the model for its devices, compile it if asked to, and make the batches."""
+        fabric, config, task = self.fabric, self.config, self.task
+        model: Any = torch.compile(self.model) if config.compile else self.model
+        self.wrapped, self.stepper = fabric.setup(model, self.optimizer)
+        self.batches = task.batches(config, fabric.device, fabric.global_rank, fabric.world_size)
+        self.factor = learning_rate_factor(config, len(self.batches))
+        self.loss_fn = functools.partial(cross_entropy, label_smoothing=config.label_smoothing)
+        self.test = Evaluator(fabric, task.data.test, task.normalization, config)
+        self.validation = Evaluator(fabric, task.validation, task.normalization, config)
+
+    def epoch(self, epoch: int, display: ProgressDisplay) -> dict[str, Any]:
+        """Train epoch number `epoch`, counted from 0, and evaluate; returns its record."""
+        started = time.perf_counter()
+        set_progress(self.model, epoch / self.config.epochs)
+        self.wrapped.train()
+        world_size = self.fabric.world_size
+        meter = EpochMeter(functools.partial(runtime.all_sum, self.fabric), world_size)
+        step = epoch * len(self.batches)
+        for images, labels in self.batches.epoch(epoch):
+            set_learning_rates(self.optimizer, self.factor(step))
+            record = self.method.step(self.wrapped, (images, labels), self.loss_fn, self.stepper)
+            meter.add(record, len(labels))
+            step += 1
+            if meter.pending == SYNC_EVERY:
+                self.guard.check(meter.flush(), step)
+            display.step(epoch + 1, step, meter, started)
+        self.guard.check(meter.flush(), step)
+        trained = time.perf_counter() - started
+        runtime.share_buffers(self.fabric, self.model)
+        check_finite(self.model, step)
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        record_of_epoch = {
+            "epoch": epoch + 1,
+            "loss": meter.loss,
+            "train_accuracy": meter.accuracy,
+            "val_accuracy": self.validation.score(self.model).accuracy if len(self.validation) else None,
+            "test_accuracy": self.test.score(self.model).accuracy,
+            "lr": self.factor(step - 1) * (self.config.lr or 0.0),
+            "latent_lr": rates.get("latent"),
+            "seconds": time.perf_counter() - started,
+            "images_per_second": meter.images / trained,
+        }
+        record_of_epoch |= {name: value for name, value in meter.metrics.items() if name not in record_of_epoch}
+        self.history.append(record_of_epoch)
+        return record_of_epoch
+
+    def save(self, run: Path) -> bool:
+        """Write the checkpoints after an epoch; whether it is the best so far."""
+        best = best_record(self.history) is self.history[-1]
+        rng = runtime.rng_states(self.fabric)
+        runtime.on_rank_zero(self.fabric, functools.partial(self._write, run, rng, best))
+        return best
+
+    def _write(self, run: Path, rng: list[dict[str, torch.Tensor]], best: bool) -> None:
+        normalization = self.task.normalization
+        checkpoint = Checkpoint(
+            epoch=len(self.history),
+            config=to_dict(self.config),
+            classes=list(self.task.data.classes),
+            normalization={"mean": list(normalization.mean), "std": list(normalization.std)},
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            method=self.method.state_dict(),
+            guard=self.guard.state_dict(),
+            rng=rng,
+            history=self.history,
+        )
+        for name in (BEST, LAST) if best else (LAST,):
+            save_checkpoint(run / name, checkpoint)
+
+
+def _check_same(config: TrainConfig, before: TrainConfig) -> None:
+    """Raises: ConfigError naming every option that contradicts the configuration `before` of the run to be resumed."""
+    if config.out is not None and config.resume is not None and config.out.absolute() != config.resume.absolute():
+        raise ConfigError(f"--out '{config.out}' contradicts --resume '{config.resume}': a run continues in its folder")
+    differing = [
+        f"--{name.replace('_', '-')} {_shown(getattr(config, name))} (the run: {_shown(getattr(before, name))})"
+        for name in FIELDS
+        if name not in _MAY_CHANGE and getattr(config, name) != getattr(before, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"a resumed run keeps its configuration, but these differ: {', '.join(differing)}. Leave them out, or "
+            f"start a new run from these weights with --init"
+        )
+    check_extension(config, before.epochs)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) or "''" if isinstance(value, tuple) else str(value)
