@@ -8,15 +8,17 @@ from torch import nn
 
 
 def quantize(model: nn.Module, weights: int, activations: int) -> nn.Module:
-    """Replace every convolution but the first by Brevitas's, and every ReLU by its quantized ReLU if asked to.
+    """Replace every convolution but the first by Brevitas's, and every ReLU that feeds one by a quantized ReLU if asked
+    to.
 
-    1-bit weights: `SignedBinaryWeightPerTensorConst`. More: `Int8WeightPerTensorFloat` at the width given, with a learned
-    scale; activations: `Uint8ActPerTensorFloat`, learned scale too. The statistics phase is one step, so that steps timed
-    later are the ones that make up a training run.
+    1-bit weights: `SignedBinaryWeightPerTensorConst`. More: `Int8WeightPerTensorFloat` at the width given, with a
+    learned scale; activations: `Uint8ActPerTensorFloat`, learned scale too. The statistics phase is one step, so that
+    steps timed later are the ones that make up a training run.
     """
     import brevitas.nn as qnn
     from brevitas.quant import Int8WeightPerTensorFloat, SignedBinaryWeightPerTensorConst, Uint8ActPerTensorFloat
 
+    relus = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
     first = True
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -41,7 +43,7 @@ def quantize(model: nn.Module, weights: int, activations: int) -> nn.Module:
                 )
                 setattr(parent, own, conv)
             first = False
-        elif isinstance(module, nn.ReLU) and activations < 32:
+        elif isinstance(module, nn.ReLU) and activations < 32 and name != relus[-1]:
             relu = qnn.QuantReLU(act_quant=Uint8ActPerTensorFloat, bit_width=activations, collect_stats_steps=1)
             setattr(parent, own, relu)
     return model

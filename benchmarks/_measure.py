@@ -48,8 +48,8 @@ def interleaved(steps: Mapping[str, Step], rounds: int, warm_up: int = 2) -> dic
 def peak_mib(step: Step) -> float:
     """Highest sum of live torch allocations made within one step, in MiB, on top of what lived before it.
 
-    On the CPU from the profiler's allocation events (scratch memory inside oneDNN and MKL is not seen); on CUDA from the
-    allocator.
+    On the CPU from the profiler's allocation events (scratch memory inside oneDNN and MKL is not seen); on CUDA from
+    the allocator.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

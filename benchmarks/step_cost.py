@@ -1,9 +1,11 @@
 """What a training step costs: ResNet-20, float against low-bit, and Brevitas beside it.
 
-    python -m benchmarks.step_cost [--json] [--batch 128] [--rounds 15] [--threads N] [--precision fp32|bf16] [--save FILE]
+    python -m benchmarks.step_cost [--json] [--batch 128] [--rounds 15] [--threads N] [--precision fp32|bf16]
+                                   [--save FILE]
 
-Every variant is built in this one process and timed in turn; medians. Memory is the peak of torch's allocations within a
-step. Brevitas is measured where it is installed (`pip install -e '.[bench]'`) and left out, with a word, where it is not.
+Every variant is built in this one process and timed in turn; medians. Memory is the peak of torch's allocations within
+a step. Brevitas is measured where it is installed (`pip install -e '.[bench]'`) and left out, with a word, where it is
+not.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def variants() -> dict[str, tuple[Build, str]]:
 
 def make_step(build: Build, method_spec: str, batch: int, precision: str, device: str) -> Step:
     """One training step of a variant, ready to be called again and again."""
-    model = build(build_model("resnet20", 10, 3, (32, 32), seed=0)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    generator = torch.Generator().manual_seed(0)
+    model = build(build_model("resnet20", 10, 3, (32, 32), seed=0)).to(device, memory_format=torch.channels_last)  #
+    type: ignore[call-overload] generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, 32, 32, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -89,21 +91,26 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one record per variant, instead of a
+    table") parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each variant")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--save", type=Path, default=None, help="also write the JSON object to this file")
+    parser.add_argument("--save", type=Path, default=None, help="also write records and environment to this file")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     records = measure(arguments)
-    result = {"environment": environment(), "batch": arguments.batch, "precision": arguments.precision, "records": records}
+    result = {
+        "environment": environment(),
+        "batch": arguments.batch,
+        "precision": arguments.precision,
+        "records": records,
+    }
     if arguments.save:
         arguments.save.write_text(json.dumps(result, indent=2) + "\n")
     if arguments.json:
-        print(json.dumps(result))
+        print(json.dumps(records))
         return
     table = Table(*records[0], title="one training step of ResNet-20")
     for record in records:

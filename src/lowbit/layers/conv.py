@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowbit.layers.fake_quantize import feed
+from lowbit.layers.fused import feed
 
 
 class QuantConv1d(nn.Conv1d):
@@ -29,7 +29,7 @@ class QuantConv1d(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, L) → (N, C', L')."""
         weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer, input, lambda x: self._conv_forward(x, weight, self.bias))
+        return feed(self.input_quantizer(input), lambda x: self._conv_forward(x, weight, self.bias))
 
 
 class QuantConv2d(nn.Conv2d):
@@ -43,7 +43,7 @@ class QuantConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
         weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer, input, lambda x: self._conv_forward(x, weight, self.bias))
+        return feed(self.input_quantizer(input), lambda x: self._conv_forward(x, weight, self.bias))
 
 
 class QuantConv3d(nn.Conv3d):
@@ -57,7 +57,7 @@ class QuantConv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, D, H, W) → (N, C', D', H', W')."""
         weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer, input, lambda x: self._conv_forward(x, weight, self.bias))
+        return feed(self.input_quantizer(input), lambda x: self._conv_forward(x, weight, self.bias))
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
@@ -93,4 +93,4 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
                 self.dilation,
             )
 
-        return feed(self.input_quantizer, input, spread)
+        return feed(self.input_quantizer(input), spread)

@@ -59,6 +59,10 @@ class LayerOptions:
         axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
         shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
         quantizer = build_quantizer(spec, self.weights, shape=shape, axis=axis, batched=False)
+        if not quantizer.signed:
+            raise ConfigError(
+                f"quantizer '{spec}' is unsigned: as a weight quantizer it would make every negative weight 0"
+            )
         return _pair(quantizer, build_estimator(self.estimator), "weights")
 
     def build_input(self, name: str) -> nn.Module:

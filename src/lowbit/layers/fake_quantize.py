@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from lowbit._errors import ConfigError
 from lowbit.estimators import AbstractEstimator, staircase
 from lowbit.layers import fused
 from lowbit.quantizers import AbstractQuantizer, PerTensor
@@ -85,17 +86,13 @@ class FakeQuantize(nn.Module):
         return repr(self.estimator)
 
 
-def feed(quantize: nn.Module, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """`compute(quantize(x))`, where what `compute` keeps of Q(x) for its backward pass costs no memory if possible."""
-    values = quantize(x)
-    if isinstance(quantize, FakeQuantize) and torch.is_grad_enabled() and quantize.fast_window(x) is not None:
-        with fused.recomputing(values, x, quantize.forward):
-            return compute(values)
-    return compute(values)
-
-
 def set_progress(model: nn.Module, progress: float) -> None:
-    """Anneal every estimator in a model; call it at the start of each epoch with `epoch / epochs`."""
+    """Anneal every estimator in a model; call it at the start of each epoch with `epoch / epochs`.
+
+    Raises: ConfigError when `progress` is not between 0 and 1.
+    """
+    if not 0 <= progress <= 1:
+        raise ConfigError(f"set_progress takes the share of the training that is done, 0 to 1; {progress} was given")
     for module in quantizers_of(model):
         module.set_progress(progress)
 

@@ -7,8 +7,7 @@ only x and s for the backward pass, and on the CPU walks through memory in piece
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,8 +25,8 @@ def eager() -> bool:
     """Whether operations run one by one: outside of torch.compile and of functorch's transforms."""
     if torch.compiler.is_compiling():
         return False
-    # functorch disables saved-tensor hooks within its transforms, which is how to recognise them.
-    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return not transformed and bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
 
 
 def fits(x: Tensor) -> bool:
@@ -54,7 +53,7 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid, window: Window, slow: Slow) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.grid, ctx.window, ctx.slow = grid, window, slow
-        ctx.values = None  # what `recomputing` has computed again, to be used once more
+        ctx.values = None  # what `feed` has computed again, to be used once more
         return _quantize(x, scale, grid)
 
     @staticmethod
@@ -128,30 +127,27 @@ def _pieces(x: Tensor) -> tuple[Tensor, ...]:
     return torch.split(flat, PIECE * torch.get_num_threads())
 
 
-@contextmanager
-def recomputing(values: Tensor, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, what saves `values = quantize(x)` for the backward pass keeps x instead and computes it again.
+def feed(values: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """`compute(values)`, where `values` came out of a quantizer, at no cost in memory if it took the fast path.
 
-    x is usually kept anyway, by the ReLU that made it, so that the quantized copy costs no memory.
-
-    Args:
-        values: what `fake_quantize` returned.
-        x: what it was given.
-        quantize: computes `values` from x again.
+    What `compute` would save of them for its backward pass is computed again from x, which is usually kept anyway, by
+    the ReLU that made it.
     """
-    source, address, node = x.detach(), values.data_ptr(), values.grad_fn
+    node: Any = values.grad_fn if eager() else None
+    if getattr(node, "_forward_cls", None) is not _FakeQuantize:
+        return compute(values)
+    # Not `values` itself: the hooks live as long as the graph does, and would keep what they refer to.
+    known = values.data_ptr(), values.shape, values.stride()
 
     def pack(tensor: Tensor) -> Tensor | None:
-        return None if tensor.data_ptr() == address and tensor.shape == x.shape else tensor
+        return None if (tensor.data_ptr(), tensor.shape, tensor.stride()) == known else tensor
 
     def unpack(kept: Tensor | None) -> Tensor:
         if kept is not None:
             return kept
-        with torch.no_grad():
-            again = quantize(source)
-        if node is not None:
-            node.values = again  # type: ignore[attr-defined]
-        return again
+        x, scale = node.saved_tensors  # raises where one of them was changed in place since
+        node.values = _quantize(x, scale, node.grid)
+        return node.values
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+        return compute(values)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowbit.layers.fake_quantize import feed
+from lowbit.layers.fused import feed
 
 
 class QuantLinear(nn.Linear):
@@ -27,4 +27,4 @@ class QuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) → (..., out)."""
         weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer, input, lambda x: F.linear(x, weight, self.bias))
+        return feed(self.input_quantizer(input), lambda x: F.linear(x, weight, self.bias))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from lowbit._errors import CheckpointError, ConfigError
-from lowbit.geometry import Inverse, LNEMetric, largest_tau
+from lowbit.geometry import Inverse, LNEMetric, largest_tau, outer_difference_norm_squared
 from lowbit.layers import frozen_statistics, latent_parameters
 from lowbit.methods._base import (
     METHODS,
@@ -218,24 +218,3 @@ def translate(images: Tensor, rows: int, columns: int) -> Tensor:
     height, width = images.shape[-2:]
     # Negative padding crops: what is added on one side is taken away on the other.
     return F.pad(images, (columns, -columns, rows, -rows))[..., :height, :width]
-
-
-def outer_difference_norm_squared(coefficients: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """‖Σ_t c_t (a_t a_tᵀ − b_t b_tᵀ)‖² (Frobenius) without forming the matrix, exact also where a and b nearly agree.
-
-    With s = a + b and d = a − b each term is ½(s dᵀ + d sᵀ), so that the square is
-    `½ Σ_tr c_t c_r ((s_t·s_r)(d_t·d_r) + (s_t·d_r)(d_t·s_r))`. In a step of training d is about 10⁻⁴ of s, and summing
-    products of the u themselves would cancel all digits of float32.
-
-    Args:
-        coefficients: c, shape (k,).
-        first, second: a and b, shape (k, n).
-
-    Returns:
-        Shape (). Source: ours, not from a paper.
-    """
-    s, d = first + second, first - second
-    with torch.autocast(s.device.type, enabled=False):  # a user may call `step` under autocast
-        mixed = s @ d.T
-        terms = (s @ s.T) * (d @ d.T) + mixed * mixed.T
-    return (torch.outer(coefficients, coefficients) * terms).sum() / 2

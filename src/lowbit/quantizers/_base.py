@@ -158,7 +158,10 @@ def build_quantizer(spec: str | AbstractQuantizer, bits: int, **context: Any) ->
         return spec
     name, options = _spec.parse(spec)
     cls = QUANTIZERS.get(name)
-    bits = options.get("bits", bits)
+    if options.get("bits", bits) != bits:
+        raise ConfigError(
+            f"quantizer '{spec}' names {options['bits']} bits, but {bits} were asked for; give one number"
+        )
     if bits not in cls.widths:
         widths = f"{min(cls.widths)} to {max(cls.widths)}" if len(cls.widths) > 1 else f"{cls.widths[0]}"
         others = ", ".join(n for n, c in QUANTIZERS.items() if bits in c.widths)
