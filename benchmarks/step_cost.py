@@ -51,8 +51,9 @@ def variants() -> dict[str, tuple[Build, str]]:
 
 def make_step(build: Build, method_spec: str, batch: int, precision: str, device: str) -> Step:
     """One training step of a variant, ready to be called again and again."""
-    model = build(build_model("resnet20", 10, 3, (32, 32), seed=0)).to(device, memory_format=torch.channels_last)  #
-    type: ignore[call-overload] generator = torch.Generator().manual_seed(0)
+    model = build(build_model("resnet20", 10, 3, (32, 32), seed=0)).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, 32, 32, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -91,8 +92,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print a JSON list, one record per variant, instead of a
-    table") parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one record per variant")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each variant")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
