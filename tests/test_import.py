@@ -44,7 +44,7 @@ def imported_packages(source: str) -> set[str]:
 
 
 def test_import_is_lean() -> None:
-    loaded = loaded_by("import lowbit")
+    loaded = loaded_by("import lowbit; lowbit.convert")
     assert {"lowbit", "torch"} <= loaded
     assert loaded.isdisjoint(LATE), f"import lowbit also imports {sorted(loaded.intersection(LATE))}"
 

@@ -1,36 +1,28 @@
 """lowbit: train neural networks whose weights and activations are a few bits wide.
 
 >>> import lowbit
->>> model = lowbit.convert(model, weights=1, activations=2)      # any eager nn.Module
->>> print(lowbit.plan(model_in_float, weights=1, activations=2))  # what becomes of each layer, and why
+>>> print(lowbit.plan(my_model, weights=1, activations=2))       # what becomes of each layer, and why
+>>> model = lowbit.convert(my_model, weights=1, activations=2)   # any eager nn.Module; train it as before
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from lowbit._errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DivergedError,
-    LowbitError,
-    UnknownNameError,
-)
-from lowbit.layers import (
-    FakeQuantize,
-    calibrate,
-    convert,
-    latent_parameters,
-    plan,
-    scale_parameters,
-    set_progress,
-    summary,
-)
-from lowbit.training import TrainConfig
-
 if TYPE_CHECKING:
-    from lowbit.training import evaluate, train
+    from lowbit._errors import CheckpointError, ConfigError, DataError, DivergedError, LowbitError, UnknownNameError
+    from lowbit.layers import (
+        FakeQuantize,
+        calibrate,
+        convert,
+        latent_parameters,
+        plan,
+        scale_parameters,
+        set_progress,
+        summary,
+    )
+    from lowbit.training import TrainConfig, evaluate, train
 
 __version__ = "0.1.0"
 
@@ -54,11 +46,19 @@ __all__ = [
     "train",
 ]
 
+_HOME = {
+    **dict.fromkeys(("TrainConfig", "evaluate", "train"), "lowbit.training"),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "lowbit._errors"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Training brings in the launcher and the data readers, a second that `import lowbit` need not take.
-    if name not in ("train", "evaluate"):
+    # Nothing is loaded before it is asked for: `lowbit --help` need not wait for torch, and the command line can set
+    # how torch's threads wait before torch starts them.
+    if name not in __all__:
         raise AttributeError(f"module 'lowbit' has no attribute '{name}'")
-    from lowbit import training
+    return getattr(importlib.import_module(_HOME.get(name, "lowbit.layers")), name)
 
-    return getattr(training, name)
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -120,6 +120,12 @@ def test_a_schedule_over_the_whole_run_is_not_extended(tiny: Make) -> None:
         train(replace(resumed_config(run), epochs=2))
 
 
+def test_a_run_with_an_annealed_estimator_is_not_extended(tiny: Make) -> None:
+    run = Path(train(tiny(schedule="constant", estimator="reste", epochs=1)).run)
+    with pytest.raises(ConfigError, match="anneals its estimator over its own number of epochs"):
+        train(replace(resumed_config(run), epochs=2))
+
+
 def test_a_damaged_checkpoint_is_reported(finished: Path) -> None:
     path = finished / "last.ckpt"
     path.write_bytes(path.read_bytes()[:5000])

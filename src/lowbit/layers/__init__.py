@@ -1,11 +1,11 @@
 """Low-bit layers, and the conversion of a float model into them."""
 
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
-from lowbit.layers.convert import ConversionPlan, LayerOptions, LayerPlan, convert, plan
-from lowbit.layers.fake_quantize import FakeQuantize, set_progress
+from lowbit.layers.conversion import ConversionPlan, LayerOptions, LayerPlan, convert, plan
+from lowbit.layers.cost import LayerSummary, Summary, summary
+from lowbit.layers.fake_quantize import FakeQuantize, anneals, set_progress
 from lowbit.layers.inspect import calibrate, frozen_statistics, latent_parameters, quant_layers, scale_parameters
 from lowbit.layers.linear import QuantLinear
-from lowbit.layers.summary import LayerSummary, Summary, summary
 
 __all__ = [
     "ConversionPlan",
@@ -19,6 +19,7 @@ __all__ = [
     "QuantConvTranspose2d",
     "QuantLinear",
     "Summary",
+    "anneals",
     "calibrate",
     "convert",
     "frozen_statistics",

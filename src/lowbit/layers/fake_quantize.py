@@ -97,6 +97,11 @@ def set_progress(model: nn.Module, progress: float) -> None:
         module.set_progress(progress)
 
 
+def anneals(model: nn.Module) -> bool:
+    """Whether `set_progress` changes anything in the model."""
+    return any(module.rule.annealed for module in quantizers_of(model))
+
+
 def quantizers_of(model: nn.Module) -> Iterator[FakeQuantize]:
     """Every FakeQuantize in a model, each once."""
     return (module for module in model.modules() if isinstance(module, FakeQuantize))

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lowbit._errors import CheckpointError, ConfigError, DivergedError
-from lowbit.layers import calibrate, set_progress
+from lowbit.layers import anneals, calibrate, set_progress
 from lowbit.methods import build_method
 from lowbit.training import runtime
 from lowbit.training.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
@@ -125,6 +125,11 @@ class _Trainer:
         if len(saved.rng) != self.fabric.world_size:
             raise CheckpointError(f"the checkpoint is one of {len(saved.rng)} processes; resume with as many")
         load_state(self.model, saved.model, "the checkpoint to resume from")
+        if from_dict(saved.config, "the checkpoint").epochs != self.config.epochs and anneals(self.model):
+            raise ConfigError(
+                f"--epochs {self.config.epochs}: the run anneals its estimator over its own number of epochs, so that "
+                "more epochs would not be a longer run but another one; start it with --init"
+            )
         self.optimizer.load_state_dict(saved.optimizer)
         self.method.load_state_dict(self.fabric.to_device(saved.method))
         self.guard.load_state_dict(saved.guard)

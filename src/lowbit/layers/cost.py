@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -80,16 +81,20 @@ class Summary:
 
     def render(self) -> Table:
         """The summary as a table."""
-        table = Table(title="model", show_footer=True)
         ratio = self.float_bytes / max(1, self.bytes)
-        table.add_column("layer", footer="total")
-        table.add_column("kind")
-        table.add_column("W bits", justify="right")
-        table.add_column("A bits", justify="right")
-        table.add_column("parameters", justify="right", footer=f"{self.parameters:,}")
-        table.add_column("MACs", justify="right", footer=f"{self.macs:,}")
-        table.add_column("bytes", justify="right", footer=f"{self.bytes:,}")
-        table.add_column("float bytes", justify="right", footer=f"{self.float_bytes:,} ({ratio:.1f}×)")
+        caption = f"W, A: bits of weights and inputs. {self.bytes:,} bytes, {ratio:.1f} times less than in float32."
+        table = Table(show_footer=True, box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+        table.add_column("layer", footer="total", overflow="fold")
+        table.add_column("kind", overflow="fold")
+        for header, total in (
+            ("W", ""),
+            ("A", ""),
+            ("parameters", f"{self.parameters:,}"),
+            ("MACs", _short(self.macs)),
+            ("bytes", _short(self.bytes)),
+            ("as float", _short(self.float_bytes)),
+        ):
+            table.add_column(header, justify="right", no_wrap=True, footer=total)
         for layer in self.layers:
             table.add_row(
                 layer.name,
@@ -97,11 +102,19 @@ class Summary:
                 str(layer.weight_bits),
                 str(layer.activation_bits),
                 f"{layer.parameters:,}",
-                f"{layer.macs:,}" if layer.macs else "",
-                f"{layer.bytes:,}",
-                f"{layer.float_bytes:,}",
+                _short(layer.macs) if layer.macs else "",
+                _short(layer.bytes),
+                _short(layer.float_bytes),
             )
         return table
+
+
+def _short(count: int) -> str:
+    """Three significant digits: 41.2 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
 
 
 def summary(model: nn.Module, input_shape: tuple[int, ...]) -> Summary:
