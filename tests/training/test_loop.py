@@ -208,6 +208,7 @@ def test_runs_without_a_name_get_one_of_their_own(tiny: Make, nets: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler uses what torch itself deprecates
+@pytest.mark.filterwarnings("ignore:Skipping serialization:UserWarning")  # torch 2.6, of its own configuration
 def test_compiled_training_reaches_what_eager_training_reaches(nets: Path, tiny: Make) -> None:
     changes = {"model": "nets:without_norm", "activations": 32, "keep_float": (), "epochs": 1}
     eager = train(tiny(name="eager", **changes))

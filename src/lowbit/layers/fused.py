@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowbit.quantizers import Grid
 
-PIECE = 1 << 16  # elements per thread: a few float32 pieces of this size fit the second-level cache of a core
+PIECE = 1 << 17  # elements per thread: a few float32 pieces of this size fit the second-level cache of a core
 Window: TypeAlias = tuple[float, float]
 Slow: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
