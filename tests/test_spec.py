@@ -50,7 +50,7 @@ def test_bad_forms(spec: str) -> None:
         _spec.parse(spec)
 
 
-@pytest.mark.parametrize("value", ["f(1)", "1 - 2", "-x", "(a, b)", "{[1]: 2}", "x[0]", "lambda: 0", "1 if 2 else 3"])
+@pytest.mark.parametrize("value", ["1 - 2", "-x", "(a, b)", "{[1]: 2}", "x[0]", "lambda: 0", "1 if 2 else 3"])
 def test_values_that_are_not_plain(value: str) -> None:
     with pytest.raises(ConfigError, match=r"option 'x' of .* is not a plain value"):
         _spec.parse(f"a(x={value})")
@@ -79,9 +79,22 @@ def anything(**options: object) -> dict[str, object]:
     return options
 
 
-def test_call_takes_the_users_options_over_the_context_and_as_much_context_as_fits() -> None:
-    assert _spec.call("net", small, {"rate": 1}, {"width": 3, "unheard": 4, "rate": 2.0}) == (3, 1, True, "plain", ())
+def test_call_takes_the_users_options_and_as_much_context_as_fits() -> None:
+    assert _spec.call("net", small, {"rate": 1}, {"width": 3, "unheard": 4}) == (3, 1, True, "plain", ())
     assert _spec.call("net", anything, {"a": 1}, {"b": 2}) == {"a": 1, "b": 2}  # an open-ended signature takes it all
+
+
+def test_what_the_context_decides_is_not_for_the_user() -> None:
+    with pytest.raises(ConfigError, match="net: 'rate' is no option, it follows from the rest of the configuration"):
+        _spec.call("net", small, {"rate": 1}, {"width": 3, "rate": 2.0})
+
+
+def test_a_spec_within_a_spec_stays_text() -> None:
+    name, options = _spec.parse("fc*(weights=2, quantizer=lsq(granularity=group:4), estimator=ewgs(delta=0.5))")
+    assert name == "fc*"
+    assert options["weights"] == 2
+    assert _spec.parse(options["quantizer"]) == ("lsq", {"granularity": "group:4"})
+    assert _spec.parse(options["estimator"]) == ("ewgs", {"delta": 0.5})
 
 
 def test_call_refuses_unknown_options() -> None:

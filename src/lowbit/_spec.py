@@ -36,8 +36,9 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     if not bracket:
         return name, {}
     expected = f"'{spec}' is not of the form name(key=value, ...), for example ewgs(delta=0.01)"
+    source = f"f({_BARE_WORD.sub(_quoted, rest)}"
     try:
-        call = ast.parse(f"f({_BARE_WORD.sub(_quoted, rest)}", mode="eval").body
+        call = ast.parse(source, mode="eval").body
     except SyntaxError:
         raise ConfigError(expected) from None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args or not name:
@@ -48,6 +49,9 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
             raise ConfigError(expected)
         if keyword.arg in options:
             raise ConfigError(f"option '{keyword.arg}' of '{spec}' is given twice")
+        if isinstance(keyword.value, ast.Call):  # a spec within the spec stays text
+            options[keyword.arg] = ast.get_source_segment(source, keyword.value)
+            continue
         try:
             options[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError):
@@ -69,15 +73,20 @@ def call(
 ) -> T:
     """Call `function` with the user's `options` and as much of `context` as its signature accepts.
 
+    What `context` decides is not for the user to set.
+
     Raises:
         UnknownNameError: for an option that `function` does not take.
         ConfigError: for an option of the wrong type, or one that `function` needs and nobody gave.
     """
     names, open_ended = accepted(function)
+    own = names - set(context or {})
     for key in options:
-        if key not in names and not open_ended:
-            known = ", ".join(sorted(names)) or "none"
-            raise UnknownNameError(f"{label} has no option '{key}': {nearest(key, names)}it takes: {known}")
+        if key in (context or {}):
+            raise ConfigError(f"{label}: '{key}' is no option, it follows from the rest of the configuration")
+        if key not in own and not open_ended:
+            known = ", ".join(sorted(own)) or "none"
+            raise UnknownNameError(f"{label} has no option '{key}': {nearest(key, own)}it takes: {known}")
     offered = {k: v for k, v in (context or {}).items() if k in names or open_ended}
     arguments = {**offered, **options}
     _check_types(label, function, options)

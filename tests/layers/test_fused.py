@@ -8,6 +8,7 @@ import pytest
 import torch
 from benchmarks._measure import peak_mib
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lowbit
 from lowbit.estimators import build_estimator
@@ -167,6 +168,43 @@ def test_differentiating_twice_gives_what_the_generic_path_gives(monkeypatch: py
         found.append(torch.autograd.grad((first**2).sum(), leaf)[0])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     assert found[0].abs().max() > 0
+
+
+def test_a_gradient_penalty_through_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantized_conv()
+    x = torch.rand(8, 4, 50, 50)
+    found = []
+    for smallest in (0, 1 << 40):
+        monkeypatch.setattr(fake_quantize, "FAST_FROM", smallest)
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(model(leaf).square().sum(), leaf, create_graph=True)
+        model.zero_grad()
+        first.square().sum().backward()
+        found.append(model[0].weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+
+
+def test_activation_checkpointing() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), *quantized_conv())
+    x = torch.rand(8, 4, 52, 52)
+    found = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        model.zero_grad()
+        run(x).square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_half_precision_inputs_get_the_codes_of_float32(bits: int) -> None:
+    module = lowbit.FakeQuantize(build_quantizer("unsigned", bits), Clipped())
+    x = torch.rand(64, 100, generator=torch.Generator().manual_seed(0)).bfloat16()
+    module(x)
+    expected = module.quantizer.codes(x.float())
+    values = module(x)
+    assert values.dtype == torch.bfloat16
+    assert torch.equal(values, (expected * module.quantizer.scaling.value).bfloat16())
 
 
 @pytest.mark.filterwarnings("default:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does it

@@ -77,16 +77,40 @@ def test_calibrate_leaves_everything_else_alone() -> None:
     lowbit.calibrate(model, images())
     assert {name: module.training for name, module in model.named_modules()} == modes
     for name, value in model.state_dict().items():
-        assert torch.equal(value, state[name]) == ("scaling" not in name), name
+        learned = name.endswith(("scaling.value", "scaling.initialized"))
+        assert torch.equal(value, state[name]) != learned, name
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_calibrate_happens_once() -> None:
+def test_the_last_calibration_counts() -> None:
     model = lowbit.convert(net(), weights=2, activations=2)
-    lowbit.calibrate(model, images())
-    before = copy.deepcopy(model.state_dict())
     lowbit.calibrate(model, 10 * images(1))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    lowbit.calibrate(model, images())
+    expected = lowbit.convert(net(), weights=2, activations=2)
+    expected.load_state_dict({k: v for k, v in model.state_dict().items() if "scaling" not in k}, strict=True)
+    lowbit.calibrate(expected, images())
+    state = expected.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_neither_evaluation_nor_zeros_teach_a_scale() -> None:
+    model = lowbit.convert(nn.Sequential(nn.Linear(4, 4)), weights=2, activations=2, keep_float=())
+    scaling = model[0].input_quantizer.quantizer.scaling
+    model.eval()(torch.ones(2, 4))
+    assert not scaling.initialized
+    model.train()(torch.zeros(2, 4))
+    assert not scaling.initialized
+    model(torch.ones(2, 4))
+    assert scaling.initialized
+    torch.testing.assert_close(scaling.value.detach(), torch.tensor(2 / 3**0.5))
+
+
+def test_a_frozen_layer_stays_as_it_is() -> None:
+    model = net()
+    model[3].weight.requires_grad_(False)
+    frozen = lowbit.convert(model, weights=2, activations=2)[3]
+    assert not any(p.requires_grad for p in frozen.weight_quantizer.parameters())
+    assert all(p.requires_grad for p in frozen.input_quantizer.parameters())
 
 
 def test_calibrate_puts_the_modes_back_when_the_model_fails() -> None:

@@ -49,13 +49,13 @@ def test_first_and_last_mean_layers_that_could_be_converted() -> None:
 def test_the_only_layer_is_first_and_last() -> None:
     decided = lowbit.plan(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
     assert actions(decided) == {"1": "keep_float: first"}
-    assert str(decided) == "0 layers converted; kept in float: 1 (keep_float: first)"
+    assert decided.describe() == "0 layers converted; kept in float: 1 (keep_float: first)"
 
 
 def test_a_model_without_layers() -> None:
     decided = lowbit.plan(nn.Sequential(nn.ReLU()))
     assert decided.layers == ()
-    assert str(decided) == "0 layers converted; kept in float: none"
+    assert decided.describe() == "0 layers converted; kept in float: none"
     assert type(decided.apply()[0]) is nn.ReLU
 
 
@@ -160,7 +160,7 @@ def test_the_table_has_a_row_for_every_layer() -> None:
 
 
 def test_the_plan_as_text() -> None:
-    text = str(lowbit.plan(net()))
+    text = lowbit.plan(net()).describe()
     assert text == "3 layers converted; kept in float: stem (keep_float: first), fc (keep_float: last)"
 
 
@@ -232,3 +232,31 @@ def test_only_layers_that_convert_can_be_named() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2), nn.Linear(2, 2))
     with pytest.raises(UnknownNameError, match=r"no layer that can be converted is called '1': .*the layers are: 0, 2"):
         lowbit.plan(model, overrides={"1": {"weights": 2}})
+
+
+def test_printing_the_plan_shows_every_layer_and_why() -> None:
+    text = str(lowbit.plan(net(), weights=2, activations=3))
+    assert text.count("keep_float") == 2
+    assert "2 bit" in text
+    assert "3 bit" in text
+
+
+@pytest.mark.parametrize("quantizer", ["uniform", "ternary", "unsigned(scale=max-abs)", "lsq(scale=max-abs)"])
+def test_activations_take_no_scale_that_depends_on_the_batch(quantizer: str) -> None:
+    with pytest.raises(ConfigError, match="would depend on the others of its batch"):
+        lowbit.plan(net(), weights=32, activations=2, activation_quantizer=quantizer)
+
+
+def test_weights_take_no_unsigned_quantizer() -> None:
+    with pytest.raises(ConfigError, match="every negative weight 0"):
+        lowbit.plan(net(), weights=2, quantizer="unsigned")
+
+
+def test_the_number_of_bits_is_given_once() -> None:
+    with pytest.raises(ConfigError, match=r"names 4 bits, but 2 were asked for"):
+        lowbit.plan(net(), weights=2, quantizer="lsq(bits=4)")
+
+
+def test_a_conversion_that_converts_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    lowbit.convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), weights=1)
+    assert "nothing was made low-bit: 0 layers converted; kept in float: 0 (keep_float: first)" in caplog.text

@@ -176,7 +176,7 @@ def test_errors_of_every_type_are_explained(model: nn.Module, shape: tuple[int, 
         lowbit.summary(model, shape)
 
 
-@pytest.mark.parametrize("shape", [3, (3, -1), (3, 8.0), None, "3,8,8"])
+@pytest.mark.parametrize("shape", [3, (3, -1), (3, 8.0), "3,8,8"])
 def test_something_that_is_no_shape(shape: object) -> None:
     with pytest.raises(ConfigError, match="expected the shape of one example, such as"):
         lowbit.summary(net(), shape)  # type: ignore[arg-type]
@@ -193,3 +193,13 @@ def test_the_table_fits_a_terminal() -> None:
     assert f"{result.parameters:,}" in total
     assert "…" not in text
     assert f"{result.bytes:,} bytes, {result.float_bytes / result.bytes:.1f} times less than in float32" in text
+
+
+def test_it_prints_without_a_shape_and_leaves_the_macs_out(capsys: pytest.CaptureFixture[str]) -> None:
+    result = lowbit.summary(lowbit.convert(net()))
+    printed = capsys.readouterr().out
+    assert "QuantConv2d" in printed
+    assert result.macs == 0
+    assert result.bytes == lowbit.summary(lowbit.convert(net()), (1, 8, 8), show=False).bytes
+    assert capsys.readouterr().out == ""
+    assert "QuantConv2d" in str(result)

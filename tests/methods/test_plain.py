@@ -46,3 +46,12 @@ def test_it_keeps_no_state() -> None:
     method = build_method("plain")
     assert method.state_dict() == {}
     method.load_state_dict({})
+
+
+def test_outputs_that_are_no_classes_are_not_counted() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    record = build_method("plain").step(
+        model, (torch.randn(5, 4), torch.randn(5, 3)), nn.functional.mse_loss, optimizer
+    )
+    assert record.correct is None

@@ -364,3 +364,13 @@ def test_the_history_follows_the_weights_dtype() -> None:
     model.double()
     record = method.step(model, (images, labels), LOSS, optimizer_for(model))
     assert record.metrics["ricci_n"] > 0
+
+
+def test_the_natural_gradient_is_not_applied_twice() -> None:
+    model = lowbit.convert(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3)), estimator="lne", keep_float=()
+    )
+    batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="applies g⁻¹ itself"):
+        build_method("ricci").step(model, batch, nn.functional.cross_entropy, optimizer)

@@ -132,3 +132,15 @@ def test_a_low_bit_checkpoint_brings_its_scales() -> None:
     with torch.no_grad():
         assert torch.equal(follower(images), trained(images))
     assert all(torch.equal(a, b) for a, b in zip(scales(follower), scales(trained), strict=True))
+
+
+def test_a_scale_of_another_grid_is_learned_afresh() -> None:
+    images = noise(2, 2, 8, 8, seed=9)
+    wide = lowbit.convert(plain(0), weights=8, activations=8, keep_float=())
+    lowbit.calibrate(wide, images)
+    narrow = lowbit.convert(plain(1), weights=2, activations=2, keep_float=())
+    narrow.load_state_dict(wide.state_dict(), strict=True)
+    narrow(images)
+    expected = lowbit.convert(plain(0), weights=2, activations=2, keep_float=())
+    expected(images)
+    assert all(torch.equal(a, b) for a, b in zip(scales(narrow), scales(expected), strict=True))

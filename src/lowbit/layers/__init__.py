@@ -3,7 +3,7 @@
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
 from lowbit.layers.conversion import ConversionPlan, LayerOptions, LayerPlan, convert, plan
 from lowbit.layers.cost import LayerSummary, Summary, summary
-from lowbit.layers.fake_quantize import FakeQuantize, anneals, set_progress
+from lowbit.layers.fake_quantize import FakeQuantize, anneals, quantizers_of, set_progress
 from lowbit.layers.inspect import calibrate, frozen_statistics, latent_parameters, quant_layers, scale_parameters
 from lowbit.layers.linear import QuantLinear
 
@@ -26,6 +26,7 @@ __all__ = [
     "latent_parameters",
     "plan",
     "quant_layers",
+    "quantizers_of",
     "scale_parameters",
     "set_progress",
     "summary",

@@ -20,7 +20,8 @@ from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvT
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
 from lowbit.layers.linear import QuantLinear
-from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, build_quantizer
+from lowbit.layers.text import as_text
+from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, PerTensor, build_quantizer
 
 _log = logging.getLogger("lowbit")
 
@@ -63,14 +64,25 @@ class LayerOptions:
             raise ConfigError(
                 f"quantizer '{spec}' is unsigned: as a weight quantizer it would make every negative weight 0"
             )
+        spread = isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1
+        if spread and quantizer.granularity != PerTensor():
+            raise ConfigError(
+                "a transposed convolution with groups takes granularity 'tensor': its channels are spread"
+            )
         return _pair(quantizer, build_estimator(self.estimator), "weights")
 
-    def build_input(self, name: str) -> nn.Module:
+    def build_input(self, name: str, layer: nn.Module) -> nn.Module:
         """The input's FakeQuantize, or an identity. Raises: LowbitError."""
         if self.activations == FLOAT:
             return nn.Identity()
         spec = self.activation_quantizer or "unsigned"
-        quantizer = build_quantizer(spec, self.activations, shape=None, axis=1, batched=True)
+        axis = -1 if isinstance(layer, nn.Linear) else 1
+        quantizer = build_quantizer(spec, self.activations, shape=None, axis=axis, batched=True)
+        if not quantizer.static:
+            raise ConfigError(
+                f"quantizer '{spec}' computes its scale from the tensor itself: on activations, the result for one "
+                "example would depend on the others of its batch; take a learned scale, as in 'unsigned' or 'lsq'"
+            )
         estimator = build_estimator(self.activation_estimator or "clipped")
         return _pair(quantizer, estimator, "activations", f"the input of layer '{name}'")
 
@@ -114,6 +126,10 @@ class ConversionPlan:
         return table
 
     def __str__(self) -> str:
+        return as_text(self.render())
+
+    def describe(self) -> str:
+        """The plan in one line."""
         kept = [f"{layer.name} ({layer.reason})" for layer in self.layers if layer.action == "keep"]
         return f"{len(self.converted)} layers converted; kept in float: {', '.join(kept) or 'none'}"
 
@@ -126,15 +142,15 @@ class ConversionPlan:
         for layer in self.converted:
             assert layer.options is not None
             module = modules[layer.name]
-            weight_quantizer, input_quantizer = (
-                layer.options.build_weight(module),
-                layer.options.build_input(layer.name),
-            )
+            weight_quantizer = layer.options.build_weight(module)
+            input_quantizer = layer.options.build_input(layer.name, module)
             # Changing the class keeps the object: hooks, sharing and references from other modules stay valid.
             module.__class__ = KINDS[type(module)]
             # Its dtype too: a float32 scale per channel would turn a bfloat16 weight into a float32 one.
             module.weight_quantizer = weight_quantizer.to(module.weight)
             module.input_quantizer = input_quantizer.to(module.weight)
+            if not module.weight.requires_grad:
+                module.weight_quantizer.requires_grad_(False)  # a frozen layer stays as it is
             module.train(module.training)
         for module in modules.values():
             _leave_fast_path(module)
@@ -228,7 +244,10 @@ def convert(
         keep_float,
         overrides,
     )
-    _log.info("%s", decided)
+    if decided.converted or (weights == FLOAT and activations == FLOAT):
+        _log.info("%s", decided.describe())
+    else:
+        _log.warning("nothing was made low-bit: %s; see keep_float", decided.describe())
     return decided.apply()
 
 
@@ -346,7 +365,7 @@ def _check_options(options: LayerOptions) -> None:
 
 def _build_for_check(name: str, module: nn.Module, options: LayerOptions) -> None:
     try:
-        options.build_input(name)
+        options.build_input(name, module)
         built = options.build_weight(module)
         if isinstance(built, FakeQuantize):
             built.quantizer.granularity.blocks(module.weight)  # type: ignore[arg-type]

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from lowbit._errors import ConfigError
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
+from lowbit.layers.text import as_text
 from lowbit.quantizers.scale import Scale
 
 FLOAT_BYTES = 4
@@ -79,6 +81,9 @@ class Summary:
         }
         return {**totals, "layers": [asdict(layer) for layer in self.layers]}
 
+    def __str__(self) -> str:
+        return as_text(self.render())
+
     def render(self) -> Table:
         """The summary as a table."""
         ratio = self.float_bytes / max(1, self.bytes)
@@ -117,27 +122,20 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def summary(model: nn.Module, input_shape: tuple[int, ...]) -> Summary:
-    """Bits, parameters, multiply–accumulates and bytes of every layer.
+def summary(model: nn.Module, input_shape: tuple[int, ...] | None = None, show: bool = True) -> Summary:
+    """Bits, parameters, multiply–accumulates and bytes of every layer; prints them as a table.
 
     MACs are counted in one forward pass over zeros of shape (1, *input_shape), in evaluation mode; the model is left as
-    it was.
+    it was. Without an input shape they are left out.
 
     Args:
         model: float or converted.
         input_shape: shape of one example, for example (3, 32, 32).
+        show: print the table.
 
     Raises: ConfigError when the model does not take that shape.
     """
-    if not isinstance(input_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in input_shape):
-        raise ConfigError(f"input_shape={input_shape!r}: expected the shape of one example, such as (3, 32, 32)")
-    macs: dict[int, int] = {}
-    first = next(model.parameters(), torch.zeros(()))
-    with _counting(model, macs), torch.no_grad():
-        try:
-            model(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # torch's modules raise each of them
-            raise ConfigError(f"the model does not take an input of shape {(1, *input_shape)}: {error}") from None
+    macs = {} if input_shape is None else _count_macs(model, input_shape)
     rows = []
     inside = {id(m) for q in model.modules() if isinstance(q, FakeQuantize) for m in q.modules()}
     seen: set[int] = set()
@@ -146,7 +144,24 @@ def summary(model: nn.Module, input_shape: tuple[int, ...]) -> Summary:
             row = _row(name, module, macs.get(id(module), 0), seen)
             if row is not None:
                 rows.append(row)
-    return Summary(tuple(rows))
+    result = Summary(tuple(rows))
+    if show:
+        Console().print(result.render())
+    return result
+
+
+def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[int, int]:
+    """Multiply–accumulates of one example by module."""
+    if not isinstance(input_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in input_shape):
+        raise ConfigError(f"input_shape={input_shape!r}: expected the shape of one example, such as (3, 32, 32)")
+    macs: dict[int, int] = {}
+    first = next(model.parameters(), torch.zeros(()))
+    with _counting(model, macs), torch.no_grad():
+        try:
+            model(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:  # torch's modules raise each
+            raise ConfigError(f"the model does not take an input of shape {(1, *input_shape)}: {error}") from None
+    return macs
 
 
 def _row(name: str, module: nn.Module, macs: int, seen: set[int]) -> LayerSummary | None:

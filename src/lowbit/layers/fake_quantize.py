@@ -37,10 +37,16 @@ class FakeQuantize(nn.Module):
         self.estimator = estimator.at(0.0)
         self.name = name
         self._looked = False
-        self._fusable = quantizer.affine and quantizer.granularity == PerTensor()
+        hard = type(estimator).relax is AbstractEstimator.relax  # the fast path emits nothing but hard values
+        self._fusable = quantizer.affine and quantizer.granularity == PerTensor() and hard
 
     def forward(self, x: Tensor) -> Tensor:
-        """Q(x)."""
+        """Q(x). Half-precision inputs are quantized in float32, so that their codes are those float32 would give."""
+        if x.dtype in (torch.bfloat16, torch.float16):
+            return self._quantize(x.float()).to(x.dtype)
+        return self._quantize(x)
+
+    def _quantize(self, x: Tensor) -> Tensor:
         quantizer = self.quantizer
         if not self._looked and fused.eager():
             self._look(x)
@@ -87,7 +93,7 @@ class FakeQuantize(nn.Module):
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
-    """Anneal every estimator in a model; call it at the start of each epoch with `epoch / epochs`.
+    """Anneal every estimator in a model; call it at the start of each epoch with `epoch / (epochs - 1)`.
 
     Raises: ConfigError when `progress` is not between 0 and 1.
     """

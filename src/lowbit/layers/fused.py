@@ -53,13 +53,14 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid, window: Window, slow: Slow) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.grid, ctx.window, ctx.slow = grid, window, slow
-        ctx.values = None  # what `feed` has computed again, to be used once more
+        ctx.again = None  # x, s and the values that `feed` has computed again from them
         return _quantize(x, scale, grid)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x, scale = ctx.saved_tensors
-        values, ctx.values = ctx.values, None
+        # Unpacked once only, by whoever comes first: activation checkpointing allows no second time.
+        x, scale, values = ctx.again if ctx.again is not None else (*ctx.saved_tensors, None)
+        ctx.again = None
         if torch.is_grad_enabled():
             wanted = [t for t, needed in zip((x, scale), ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(ctx.slow(x, scale), wanted, grad, create_graph=True))
@@ -145,9 +146,12 @@ def feed(values: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     def unpack(kept: Tensor | None) -> Tensor:
         if kept is not None:
             return kept
-        x, scale = node.saved_tensors  # raises where one of them was changed in place since
-        node.values = _quantize(x, scale, node.grid)
-        return node.values
+        if node.again is None:
+            x, scale = node.saved_tensors  # raises where one of them was changed in place since
+            with torch.no_grad():
+                node.again = x, scale, _quantize(x, scale, node.grid)
+        again: Tensor = node.again[2]
+        return again
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return compute(values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
 from lowbit.layers.fake_quantize import FakeQuantize, quantizers_of
 from lowbit.layers.linear import QuantLinear
+from lowbit.quantizers.scale import Scale
 
 QuantLayer: TypeAlias = QuantConv1d | QuantConv2d | QuantConv3d | QuantConvTranspose2d | QuantLinear
 QUANT_LAYERS = (QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d, QuantLinear)
@@ -53,12 +54,15 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, *inputs: Tensor) -> None:
-    """Give every learned scale its first value: one forward pass over `inputs`, in training mode, without gradients.
+    """Give every learned scale its first value, or a new one: one forward pass over `inputs`, without gradients.
 
     Scales would otherwise take it from the first training batch. Call this before compiling or wrapping the model.
     Batch normalisation uses the batch's statistics and its running statistics are left as they were.
     """
     modes = [(module, module.training) for module in model.modules()]
+    for module in model.modules():
+        if isinstance(module, Scale):
+            module.reset()
     try:
         with frozen_statistics(model):
             model.train()

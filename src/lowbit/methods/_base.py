@@ -25,12 +25,13 @@ class StepRecord:
 
     Args:
         loss: mean over the batch, shape ().
-        correct: how many examples had their class scored highest, shape (), int64.
+        correct: how many examples had their class scored highest, shape (), int64; None where outputs are not
+            (N, classes) or labels not (N,).
         metrics: the method's own figures, each of shape ().
     """
 
     loss: Tensor
-    correct: Tensor
+    correct: Tensor | None
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -81,7 +82,8 @@ def forward_backward(model: nn.Module, batch: Batch, loss_fn: Loss, backward: Ba
     outputs = model(inputs)
     loss = loss_fn(outputs, labels)
     backward(loss)
-    return StepRecord(loss.detach(), (outputs.detach().argmax(1) == labels).sum())
+    classifies = isinstance(outputs, Tensor) and outputs.ndim == 2 and labels.shape == outputs.shape[:1]
+    return StepRecord(loss.detach(), (outputs.detach().argmax(1) == labels).sum() if classifies else None)
 
 
 def learning_rates(optimizer: Optimizer) -> dict[int, float]:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from lowbit._errors import CheckpointError, ConfigError
+from lowbit.estimators import ESTIMATORS
 from lowbit.geometry import Inverse, LNEMetric, largest_tau, outer_difference_norm_squared
-from lowbit.layers import frozen_statistics, latent_parameters
+from lowbit.layers import frozen_statistics, latent_parameters, quantizers_of
 from lowbit.methods._base import (
     METHODS,
     AbstractMethod,
@@ -118,6 +119,10 @@ class Ricci(AbstractMethod):
             raise ConfigError(
                 "method 'ricci' needs latent weights that move: convert the model to a few bits, leave some of those "
                 "weights unfrozen, and give them to the optimizer"
+            )
+        if any(ESTIMATORS.name_of(type(q.rule), "") == "lne" for q in quantizers_of(model)):
+            raise ConfigError(
+                "method 'ricci' applies g⁻¹ itself: take the estimator 'identity' or 'clipped', not 'lne'"
             )
         flow = [_Layer(name, w, rates[id(w)], *self._metric(w.detach())) for name, w in latent]
         moves = self._virtual_moves(model, batch, loss_fn, optimizer, flow)

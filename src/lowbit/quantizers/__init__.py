@@ -4,8 +4,9 @@ One file per quantizer; adding a file adds a name. `build_quantizer("lsq(granula
 """
 
 from lowbit._registry import discover
-from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, Grid, build_quantizer
+from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, build_quantizer
 from lowbit.quantizers.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from lowbit.quantizers.grid import Grid
 
 discover(__name__, list(__path__))
 

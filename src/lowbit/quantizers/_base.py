@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,35 +12,8 @@ from lowbit import _spec
 from lowbit._errors import ConfigError
 from lowbit._registry import Registry
 from lowbit.quantizers.granularity import Granularity
+from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.scale import Scale, max_abs, mean_abs
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The integers a quantizer may emit: low, low + step, …, high.
-
-    `zero` is the point, in step units, that stands for the real number 0.
-    """
-
-    low: int
-    high: int
-    step: int = 1
-    zero: float = 0.0
-
-    @property
-    def count(self) -> int:
-        """Number of levels."""
-        return (self.high - self.low) // self.step + 1
-
-    @property
-    def bits(self) -> int:
-        """Bits that a packed code takes."""
-        return max(1, math.ceil(math.log2(self.count)))
-
-    @property
-    def binary(self) -> bool:
-        """Whether the codes are the two signs −1 and +1."""
-        return (self.low, self.high, self.step) == (-1, 1, 2)
 
 
 class AbstractQuantizer(nn.Module, ABC):
@@ -57,6 +28,8 @@ class AbstractQuantizer(nn.Module, ABC):
     widths: ClassVar[tuple[int, ...]]  # the bit widths it offers
     signed: ClassVar[bool]  # whether it can stand for negative numbers
     affine: ClassVar[bool]  # whether its values are s·clip(round(x·(1/s)), low, high)
+    relative: ClassVar[bool]  # whether z depends on the other elements of x, whatever the scale policy
+    scaling: Scale
 
     @classmethod
     @abstractmethod
@@ -69,9 +42,14 @@ class AbstractQuantizer(nn.Module, ABC):
         """The codes it may emit."""
 
     @property
-    @abstractmethod
     def granularity(self) -> Granularity:
         """Which elements share a scale."""
+        return self.scaling.granularity
+
+    @property
+    def static(self) -> bool:
+        """Whether Q(x) of one element does not depend on the others: a must for activations, whose batch varies."""
+        return not self.relative and self.scaling.policy in ("none", "learned")
 
     @abstractmethod
     def scale(self, x: Tensor) -> Tensor:
@@ -106,13 +84,6 @@ class AbstractQuantizer(nn.Module, ABC):
 class AbstractInteger(AbstractQuantizer):
     """Integers times a step size: `q = s·clip(round(z), low, high)`, `z = x·(1/s)`; ties go to the even code."""
 
-    scaling: Scale
-
-    @property
-    def granularity(self) -> Granularity:
-        """Which elements share a step size."""
-        return self.scaling.granularity
-
     def _rule(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         if self.scaling.policy == "max-abs":
             largest = max_abs(x, dims)
@@ -126,7 +97,7 @@ class AbstractInteger(AbstractQuantizer):
         """The step size s. Policy none: 1/high, so that the values fill [0, 1]."""
         if self.scaling.policy == "none":
             return x.new_full((), 1 / self.grid.high)
-        return self.scaling(x, self._rule, self.grid.high)
+        return self.scaling(x, self._rule)
 
     def normalize(self, x: Tensor, scale: Tensor) -> Tensor:
         """z = x·(1/s)."""
@@ -158,10 +129,9 @@ def build_quantizer(spec: str | AbstractQuantizer, bits: int, **context: Any) ->
         return spec
     name, options = _spec.parse(spec)
     cls = QUANTIZERS.get(name)
-    if options.get("bits", bits) != bits:
-        raise ConfigError(
-            f"quantizer '{spec}' names {options['bits']} bits, but {bits} were asked for; give one number"
-        )
+    named = options.pop("bits", bits)
+    if named != bits:
+        raise ConfigError(f"quantizer '{spec}' names {named} bits, but {bits} were asked for; give one number")
     if bits not in cls.widths:
         widths = f"{min(cls.widths)} to {max(cls.widths)}" if len(cls.widths) > 1 else f"{cls.widths[0]}"
         others = ", ".join(n for n, c in QUANTIZERS.items() if bits in c.widths)

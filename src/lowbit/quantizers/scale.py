@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lowbit._errors import ConfigError
 from lowbit.quantizers.granularity import Granularity
+from lowbit.quantizers.grid import Grid
 
 POLICIES = ("none", "mean-abs", "max-abs", "learned")
 
@@ -42,17 +43,20 @@ class Scale(nn.Module):
     Args:
         policy: one of `POLICIES`.
         granularity: which elements share a scale.
+        grid: the codes to be scaled. A learned scale belongs to its grid: loaded for another, it is learned afresh.
         shape: shape of the tensor to come; needed for a learned scale that is not per tensor.
         batched: whether the tensor's first dimension is the batch (activations).
         detach: whether a scale computed from the data is held constant in the backward pass.
     """
 
     initialized: Tensor
+    levels: Tensor
 
     def __init__(
         self,
         policy: str,
         granularity: Granularity,
+        grid: Grid,
         shape: tuple[int, ...] | None = None,
         batched: bool = False,
         detach: bool = True,
@@ -62,6 +66,7 @@ class Scale(nn.Module):
             raise ConfigError(f"scale policy '{policy}' is not one of {', '.join(POLICIES)}")
         self.policy = policy
         self.granularity = granularity
+        self.grid = grid
         self.batched = batched
         self.detach = detach
         self.value: nn.Parameter | None = None
@@ -69,14 +74,14 @@ class Scale(nn.Module):
         if policy == "learned":
             self.value = nn.Parameter(torch.ones(granularity.scale_shape(shape)))
             self.register_buffer("initialized", torch.tensor(False))
+            self.register_buffer("levels", torch.tensor([grid.low, grid.high, grid.step]))
 
-    def forward(self, blocks: Tensor, rule: Callable[[Tensor, tuple[int, ...]], Tensor], largest: int) -> Tensor:
+    def forward(self, blocks: Tensor, rule: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Tensor:
         """The scale for a block view.
 
         Args:
             blocks: the tensor, as `granularity.blocks` gives it.
             rule: `rule(blocks, shared_dims)`: the data-derived scale, also the learned scale's first value.
-            largest: Qp, the largest code, for the learned scale's gradient factor.
         """
         if self.policy == "none":
             return blocks.new_ones(())
@@ -84,24 +89,33 @@ class Scale(nn.Module):
         if self.value is None:
             return positive(rule(blocks.detach() if self.detach else blocks, dims))
         if not self._ready:
-            self._initialize(rule(blocks.detach(), dims))
+            first = rule(blocks.detach(), dims)
+            if not self._initialize(first) and not self.training:
+                return positive(first)
         shared = math.prod([blocks.shape[d] for d in dims if not (self.batched and d == 0)])
-        factor = 1.0 / math.sqrt(shared * largest)
+        factor = 1.0 / math.sqrt(shared * self.grid.high)
         constant = self.value.detach()
         # Not s·f + (s − s·f): that is s only up to rounding, and the value must be s exactly.
         return positive(constant + (self.value - constant) * factor)
 
     @torch.no_grad()
-    def _initialize(self, first: Tensor) -> None:
+    def _initialize(self, first: Tensor) -> bool:
+        """Take the first value; whether there is one now. Evaluation passes and all-zero tensors teach nothing."""
         assert self.value is not None
         if not bool(self.initialized):
+            if not self.training:
+                return False
             first = first.to(self.value.dtype).reshape(self.value.shape)
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(first)  # every process must start from the same scale
                 first = first / dist.get_world_size()
-            self.value.copy_(positive(first))
+            seen = first[first > 0]
+            if not len(seen):
+                return False
+            self.value.copy_(first.where(first > 0, seen.mean()))
             self.initialized.fill_(True)
         self._ready = True
+        return True
 
     def reset(self) -> None:
         """Forget the learned value, so that the next tensor seen initialises it."""
@@ -112,6 +126,11 @@ class Scale(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.value is not None and f"{prefix}value" not in state_dict:
             # A float checkpoint knows no scales: keep it loadable, and learn the scale afresh from the loaded tensor.
+            self.reset()
+            return
+        if self.value is not None and not torch.equal(
+            state_dict.get(f"{prefix}levels", self.levels).cpu(), self.levels.cpu()
+        ):
             self.reset()
             return
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, Grid, check_policy
+from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, check_policy
 from lowbit.quantizers.granularity import Granularity, as_granularity
+from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.scale import Scale, max_abs, mean_abs
 
 
@@ -30,6 +31,7 @@ class Sign(AbstractQuantizer):
     widths = (1,)
     signed = True
     affine = False
+    relative = False
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Sign(AbstractQuantizer):
     ) -> None:
         super().__init__()
         check_policy(type(self), scale)
-        self.scaling = Scale(scale, as_granularity(granularity, axis), shape, batched, detach)
+        self.scaling = Scale(scale, as_granularity(granularity, axis), self.grid, shape, batched, detach)
 
     @classmethod
     def examples(cls) -> list[AbstractQuantizer]:
@@ -55,14 +57,9 @@ class Sign(AbstractQuantizer):
         """{−1, +1}."""
         return Grid(-1, 1, step=2)
 
-    @property
-    def granularity(self) -> Granularity:
-        """Which elements share a scale."""
-        return self.scaling.granularity
-
     def scale(self, x: Tensor) -> Tensor:
         """The magnitude of the two levels."""
-        return self.scaling(x, max_abs if self.scaling.policy == "max-abs" else mean_abs, 1)
+        return self.scaling(x, max_abs if self.scaling.policy == "max-abs" else mean_abs)
 
     def normalize(self, x: Tensor, scale: Tensor) -> Tensor:
         """z = x."""

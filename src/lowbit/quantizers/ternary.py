@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from lowbit._errors import ConfigError
-from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, Grid, check_policy
+from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, check_policy
 from lowbit.quantizers.granularity import Granularity, as_granularity
+from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.scale import Scale, max_abs, mean_abs, positive
 
 
@@ -15,7 +16,8 @@ class Ternary(AbstractQuantizer):
     """Three levels: 0 where |x| ≤ Δ, ±s elsewhere, with Δ = threshold·mean|x|.
 
     Forward: `q = s·c`, `c = sign(x)·1[|x| > Δ]`; in step units `z = x / (2Δ)`, so that the thresholds are ±1/2.
-    Backward: `∂q/∂x = s·e'(z)/(2Δ)`, Δ held constant.
+    Backward: `∂q/∂x = s·e'(z)/(2Δ)`, Δ held constant. The paper's estimator is `identity`; with `clipped`, weights
+    beyond 2Δ get no gradient.
 
     Args:
         scale: mean-abs (TWN: the mean of |x| over the elements beyond Δ, [li2016twn]), none, max-abs or learned.
@@ -29,6 +31,7 @@ class Ternary(AbstractQuantizer):
     widths = (2,)
     signed = True
     affine = False
+    relative = True
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class Ternary(AbstractQuantizer):
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold {threshold} of quantizer 'ternary' is not between 0 and 1 (0.7 in the paper)")
         self.threshold = threshold
-        self.scaling = Scale(scale, as_granularity(granularity, axis), shape, batched)
+        self.scaling = Scale(scale, as_granularity(granularity, axis), self.grid, shape, batched)
 
     @classmethod
     def examples(cls) -> list[AbstractQuantizer]:
@@ -56,11 +59,6 @@ class Ternary(AbstractQuantizer):
         """{−1, 0, +1}."""
         return Grid(-1, 1)
 
-    @property
-    def granularity(self) -> Granularity:
-        """Which elements share Δ and s."""
-        return self.scaling.granularity
-
     def _delta(self, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         return positive(self.threshold * mean_abs(x, dims))
 
@@ -71,7 +69,7 @@ class Ternary(AbstractQuantizer):
 
     def scale(self, x: Tensor) -> Tensor:
         """The magnitude of the outer levels."""
-        return self.scaling(x, max_abs if self.scaling.policy == "max-abs" else self._mean_beyond, 1)
+        return self.scaling(x, max_abs if self.scaling.policy == "max-abs" else self._mean_beyond)
 
     def normalize(self, x: Tensor, scale: Tensor) -> Tensor:
         """z = x / (2Δ)."""

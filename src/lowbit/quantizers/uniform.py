@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lowbit._errors import ConfigError
-from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, Grid, check_policy
+from lowbit.quantizers._base import QUANTIZERS, AbstractQuantizer, check_policy
 from lowbit.quantizers.granularity import Granularity, as_granularity
+from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.scale import Scale, max_abs, positive
 
 
@@ -34,6 +35,7 @@ class Uniform(AbstractQuantizer):
     widths = tuple(range(2, 9))
     signed = True
     affine = False
+    relative = True
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Uniform(AbstractQuantizer):
             raise ConfigError(f"transform '{transform}' of quantizer 'uniform' is neither 'none' nor 'tanh'")
         self.bits = bits
         self.transform = transform
-        self.scaling = Scale(scale, as_granularity(granularity, axis), shape, batched)
+        self.scaling = Scale(scale, as_granularity(granularity, axis), self.grid, shape, batched)
 
     @classmethod
     def examples(cls) -> list[AbstractQuantizer]:
@@ -66,14 +68,9 @@ class Uniform(AbstractQuantizer):
         top = 2**self.bits - 1
         return Grid(0, top, zero=top / 2)
 
-    @property
-    def granularity(self) -> Granularity:
-        """Which elements share M and the scale."""
-        return self.scaling.granularity
-
     def scale(self, x: Tensor) -> Tensor:
         """What the values on [−1, 1] are multiplied by."""
-        return self.scaling(x, max_abs, self.grid.high)
+        return self.scaling(x, max_abs)
 
     def normalize(self, x: Tensor, scale: Tensor) -> Tensor:
         """z = N·(x / (2·M) + 1/2), within [0, N]."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lowbit.quantizers._base import QUANTIZERS, AbstractInteger, AbstractQuantizer, Grid, check_policy
+from lowbit.quantizers._base import QUANTIZERS, AbstractInteger, AbstractQuantizer, check_policy
 from lowbit.quantizers.granularity import Granularity, as_granularity
+from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.scale import Scale
 
 
@@ -28,6 +29,7 @@ class Unsigned(AbstractInteger):
     widths = tuple(range(1, 9))
     signed = False
     affine = True
+    relative = False
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class Unsigned(AbstractInteger):
         super().__init__()
         check_policy(type(self), scale)
         self.bits = bits
-        self.scaling = Scale(scale, as_granularity(granularity, axis), shape, batched)
+        self.scaling = Scale(scale, as_granularity(granularity, axis), self.grid, shape, batched)
 
     @classmethod
     def examples(cls) -> list[AbstractQuantizer]:
