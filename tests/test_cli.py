@@ -82,6 +82,26 @@ def test_without_json_standard_output_stays_empty_and_eval_repeats_the_accuracy(
     assert lowbit("eval", "here")[1] == ""
 
 
+def test_numbers_and_choices_are_read_in_every_spelling(lowbit: Run) -> None:
+    flags = [
+        "--clip-norm",
+        "None",
+        "--weight_decay=1e-3",
+        "--milestones",
+        "0.5",
+        ".75",
+        "--optimizer=sgd",
+        "--seed",
+        "-0",
+    ]
+    status, out, err = lowbit("train", *SMALL, *flags, "--keep-float", "--epochs", "1", "--json")
+    assert status == 0, err
+    config = json.loads(out)["config"]
+    assert (config["clip_norm"], config["weight_decay"], config["optimizer"]) == (None, 1e-3, "sgd")
+    assert (config["milestones"], config["keep_float"]) == ([0.5, 0.75], [])
+    assert "3 layers converted; kept in float: none" in err
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(lowbit: Run) -> None:
     Path("recipe.yaml").write_text("model: mlp(hidden=(8, 8))\nepochs: 1\nthreads: 1\nseed: 4\n")
     out = lowbit("train", "--config", "recipe.yaml", "--seed", "5", "--no-channels-last", "--json")[1]
@@ -109,8 +129,17 @@ def test_resuming_takes_the_runs_configuration_and_refuses_another(lowbit: Run) 
         (["trian"], ["unknown command 'trian'", "did you mean 'train'?"]),
         (["train", "--optimiser", "adam"], ["--optimiser", "Perhaps you meant", "--optimizer"]),
         (["train", "--batchsize", "4"], ["--batchsize", "Perhaps you meant", "--batch-size"]),
-        (["train", "--epochs", "many"], ["--epochs", "many"]),
-        (["train", "--optimizer", "adan"], ["'adan'", "--optimizer", "'adam'"]),
+        (["train", "--epochs", "many"], ["error: --epochs is 'many', expected a whole number"]),
+        (["train", "--lr", "abc"], ["error: --lr is 'abc', expected a number"]),
+        (["train", "--milestones", "0.5", "x"], ["error: --milestones is 'x', expected a number"]),
+        (
+            ["train", "--optimizer=adan"],
+            ["error: --optimizer: 'adan' is not one of sgd, adam, adamw: did you", "'adam'?"],
+        ),
+        (["train", "--optimizer", "rmsprop"], ["error: --optimizer: 'rmsprop' is not one of sgd, adam, adamw"]),
+        (["train", "--schedule", "cosin"], ["error: --schedule: 'cosin'", "did you mean 'cosine'?"]),
+        (["train", "--device", "gpu"], ["error: --device: 'gpu'", "did you mean 'cuda'?"]),
+        (["eval", "gone", "--checkpoint", "lats"], ["error: --checkpoint: 'lats'", "did you mean 'last'?"]),
         (["train", "--lr"], ["Missing value", "--lr"]),
         (["train", "--lr", "-1"], ["error: --lr is -1.0, expected a number above 0"]),
         (["train", "--estimator", "cliped"], ["error: unknown estimator 'cliped'", "did you mean 'clipped'?"]),
@@ -126,8 +155,11 @@ def test_resuming_takes_the_runs_configuration_and_refuses_another(lowbit: Run) 
         (["eval"], ["Run folder", "required"]),
         (["eval", "gone"], ["there is no folder 'gone'"]),
         (["eval", "."], ["holds no checkpoint"]),
-        (["list", "modles"], ["modles", "models"]),
+        (["train", "--model", "mlp(hidden=(8,))"], ["no layer of 'mlp(hidden=(8,))' would be low-bit", "--keep-float"]),
+        (["train", "--model", "mlp", "--batch-size", "1"], ["model 'mlp' fails", "take a larger --batch-size"]),
+        (["list", "estimator"], ["error: lowbit list: 'estimator'", "did you mean 'estimators'?"]),
         (["summary", "--input", "3", "32"], ["--input"]),
+        (["summary", "--input", "3", "a", "32"], ["error: --input is 'a', expected a whole number"]),
     ],
 )
 def test_a_mistake_is_answered_in_plain_words(lowbit: Run, arguments: list[str], says: list[str]) -> None:
@@ -145,7 +177,7 @@ def test_a_run_that_diverges_ends_with_status_3(lowbit: Run) -> None:
     status, out, err = lowbit("train", *SMALL, "--lr", "1e30", "--json")
     assert (status, out) == (3, "")
     assert "error: training stopped in epoch 1: the loss became" in err
-    assert "No epoch was completed" in err
+    assert "last.ckpt, is that from before the first step" in err
 
 
 def test_an_interrupted_run_says_how_to_go_on(lowbit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

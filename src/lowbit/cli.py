@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from lowbit import __version__
 from lowbit._errors import DivergedError, LowbitError, UnknownNameError, nearest
-from lowbit.training.config import TrainConfig, load_config, resolve, resumed_config
+from lowbit.training.config import TrainConfig, check_choice, check_option, load_config, resolve, resumed_config
 
 T = TypeVar("T")
 
@@ -152,11 +152,34 @@ def _dispatch(given: list[str]) -> int:
 
 def _parse(command: type[T], name: str, arguments: list[str], default: Any = None) -> T:
     """Read the options of one command; a mistake ends the process with status 2 and a message that names the option."""
+    _check_values(command, arguments)
     import tyro  # a tenth of a second, which `lowbit --help` need not wait for
 
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     given = {} if default is None else {"default": default}
     return cast(T, tyro.cli(command, prog=f"lowbit {name}", args=arguments, config=settings, **given))
+
+
+def _check_values(command: type, arguments: list[str]) -> None:
+    """Check choices and numbers before tyro does, which words its errors for those who know Python's types.
+
+    Raises: ConfigError that names the option.
+    """
+    hints = get_type_hints(command)
+    if command is TrainCommand:
+        hints |= get_type_hints(TrainConfig)
+    option, hint = "", None
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            hint = hints.get(option[2:].replace("-", "_"))
+            if equals:
+                check_option(option, value, hint)
+                hint = None
+        else:
+            check_option(option, argument, hint)
+            if tuple not in (get_origin(hint), *map(get_origin, get_args(hint))):  # an option with a single value
+                hint = None
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
@@ -201,23 +224,27 @@ def _summary(arguments: list[str]) -> None:
     command = _parse(SummaryCommand, "summary", arguments)
     from lowbit.layers import summary
     from lowbit.models import build_model
-    from lowbit.training.task import load_task, to_low_bit
+    from lowbit.training.task import build_float_model, explained, load_task, plan_low_bit
 
     options = {name: value for name, value in vars(command).items() if name not in ("input", "classes", "json")}
     config = resolve(replace(TrainConfig(), **options, validation=0.0))
     if command.input is None:
         data = load_task(config).data
-        classes, channels, size = data.num_classes, data.in_channels, data.image_size
+        channels, size = data.in_channels, data.image_size
+        model = build_float_model(config, data)
     else:
-        classes, channels, size = command.classes, command.input[0], command.input[1:]
-    model = to_low_bit(build_model(config.model, classes, channels, size, config.seed), config)
-    table = summary(model, (channels, *size))
+        channels, size = command.input[0], command.input[1:]
+        model = build_model(config.model, command.classes, channels, size, config.seed)
+    with explained(config):
+        table = summary(plan_low_bit(model, config).apply(), (channels, *size), show=False)
     _console(error=command.json).print(table.render())
     if command.json:
         _print_json(table.to_dict())
 
 
 def _list(arguments: list[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        check_choice("lowbit list", arguments[0], ("all", *FAMILIES))
     command = _parse(ListCommand, "list", arguments or ["all"])
     from rich.table import Table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def _twin(epochs: int, batch_size: int) -> tuple[nn.Module, list[list[float]]]:
     optimizer = torch.optim.Adam([{"params": latent, "lr": 0.02}, {"params": others, "lr": 0.01}])
     losses = []
     for epoch in range(epochs):
-        lowbit.set_progress(model, epoch / epochs)
+        lowbit.set_progress(model, epoch / (epochs - 1))
         losses.append([])
         for step, (images, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
             factor = 0.5 * (1 + math.cos(math.pi * step / (epochs * len(batches))))
@@ -188,6 +189,62 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_good_checkpoint(t
     assert 0 <= evaluate(config.out, "last", device="cpu").test_accuracy <= 1
 
 
+def test_a_first_epoch_that_diverges_leaves_the_start(tiny: Make) -> None:
+    config = tiny(lr=1e30)
+    assert config.out is not None
+    with pytest.raises(DivergedError, match=r"last\.ckpt, is that from before the first step"):
+        train(config)
+    assert sorted(path.name for path in config.out.glob("*.ckpt")) == ["last.ckpt"]
+    assert evaluate(config.out, "last", device="cpu").epoch == 0
+    with pytest.raises(CheckpointError, match=r"no best\.ckpt yet: .* --checkpoint last"):
+        evaluate(config.out, "best", device="cpu")
+
+
+def test_the_last_epoch_trains_at_the_end_of_the_annealing(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr("lowbit.training.loop.set_progress", lambda model, progress: seen.append(progress))
+    train(tiny(name="three", epochs=3))
+    train(tiny(name="one", epochs=1))
+    assert seen == [0.0, 0.5, 1.0, 0.0]
+
+
+def test_a_run_without_a_low_bit_layer_is_refused(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(model="mlp(hidden=(8,))", epochs=1)
+    with pytest.raises(ConfigError) as error:
+        train(config)
+    for part in ("--weights 1 --activations 2", "fc1 (keep_float: first)", "--keep-float with nothing", "--weights 32"):
+        assert part in str(error.value)
+    assert config.out is not None
+    assert not config.out.exists()
+    train(replace(config, keep_float=("last",)))
+    assert "1 layers converted; kept in float: classifier (keep_float: last)" in capsys.readouterr().err
+    train(replace(config, weights=32, activations=32, out=config.out / "float"))
+
+
+def test_compiling_is_refused_where_every_epoch_would_compile_anew(tiny: Make) -> None:
+    with pytest.raises(ConfigError, match="--compile and --estimator reste exclude each other"):
+        train(tiny(compile=True, estimator="reste"))
+
+
+def _scales(run: str) -> dict[str, torch.Tensor]:
+    state = load_checkpoint(Path(run) / "last.ckpt").model
+    return {name: value for name, value in state.items() if name.endswith("scaling.value")}
+
+
+def test_step_sizes_of_other_widths_are_learned_afresh(tiny: Make) -> None:
+    rates = {"lr": 1e-30, "latent_lr": 1e-30, "epochs": 1}  # the scales stay where calibration put them
+    first = train(tiny(name="8 bits", weights=8, activations=8, epochs=1))
+    source = Path(first.run) / "last.ckpt"
+    kept = _scales(train(tiny(name="again", weights=8, activations=8, init=source, **rates)).run)
+    coarse = _scales(train(tiny(name="2 bits", weights=2, activations=2, init=source, **rates)).run)
+    signs = _scales(train(tiny(name="1 bit", weights=1, activations=2, init=source, **rates)).run)
+    fine = _scales(first.run)
+    assert fine.keys() == kept.keys() == coarse.keys() > signs.keys() != set()
+    for name, value in fine.items():
+        torch.testing.assert_close(kept[name], value, rtol=0, atol=1e-20)
+        assert coarse[name].abs().mean() > 2 * value.abs().mean()
+
+
 def test_a_run_folder_is_never_overwritten(tiny: Make, tmp_path: Path) -> None:
     train(tiny(epochs=1))
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -202,7 +259,7 @@ def test_a_run_folder_is_never_overwritten(tiny: Make, tmp_path: Path) -> None:
 
 
 def test_runs_without_a_name_get_one_of_their_own(tiny: Make, nets: Path) -> None:
-    names = {train(tiny(model="nets:without_norm", out=None, epochs=1)).run for _ in range(2)}
+    names = {train(tiny(model="nets:without_norm", keep_float=("last",), out=None, epochs=1)).run for _ in range(2)}
     assert len(names) == 2
     assert all(name.startswith("runs/digits-without_norm-w1a2-") for name in names)
 

@@ -43,6 +43,20 @@ def test_latent_weights_take_the_common_rate_and_no_decay_by_default() -> None:
     assert (groups["latent"]["lr"], groups["latent"]["weight_decay"]) == (0.3, 0.0)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, (0.0, 1e-3)), (0.0, (0.0, 0.0)), (1e-5, (1e-5, 1e-5))])
+def test_only_latent_weights_behind_a_sign_escape_the_common_decay(
+    given: float | None, expected: tuple[float, float]
+) -> None:
+    layers = [nn.Linear(4, 4) for _ in range(4)]
+    model = lowbit.convert(nn.Sequential(*layers), weights=1, overrides={"2": {"weights": 2}})
+    config = TrainConfig(lr=0.1, latent_lr=0.3, weight_decay=1e-3, latent_weight_decay=given)
+    groups = {group["name"]: group for group in parameter_groups(model, config)}
+    assert (groups["latent"]["weight_decay"], groups["latent_scaled"]["weight_decay"]) == expected
+    assert groups["latent"]["lr"] == groups["latent_scaled"]["lr"] == 0.3
+    assert _ids(groups["latent"]["params"]) == {id(model.get_parameter("1.weight"))}
+    assert _ids(groups["latent_scaled"]["params"]) == {id(model.get_parameter("2.weight"))}
+
+
 def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)

@@ -79,6 +79,33 @@ def test_a_killed_run_continues_exactly(nets: Path, tiny: Make, records: Read) -
     assert [session["after_epoch"] for session in environment["resumed"]] == [done]
 
 
+def test_a_run_killed_in_its_first_epoch_continues_exactly(nets: Path, tiny: Make, records: Read) -> None:
+    changes = {"model": "nets:dropout", "batch_size": 8, "epochs": 2}
+    killed = tiny(name="killed", **changes)
+    _kill_in_epoch(killed, nets, epoch=1)
+    assert killed.out is not None
+    assert load_checkpoint(killed.out / "last.ckpt").epoch == 0
+    assert not (killed.out / "best.ckpt").exists()
+    train(resumed_config(killed.out))
+    whole = Path(train(tiny(name="whole", **changes)).run)
+    assert records(killed.out) == records(whole)
+    one, other = load_checkpoint(killed.out / "last.ckpt"), load_checkpoint(whole / "last.ckpt")
+    torch.testing.assert_close(one.model, other.model, rtol=0, atol=0)
+    torch.testing.assert_close(one.rng, other.rng, rtol=0, atol=0)
+
+
+def test_where_a_resumed_run_computes_may_change(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(train(tiny(schedule="constant", device="auto", epochs=1)).run)
+    capsys.readouterr()
+    moved = replace(resumed_config(run), epochs=2, device="cpu", threads=2, eval_batch_size=77)
+    assert train(moved).epochs == 2
+    told = capsys.readouterr().err
+    assert "--device is cpu, it was auto: the run goes on, but need not repeat exactly" in told
+    assert "--threads is 2, it was 1: " in told
+    assert "eval_batch_size" not in told
+    assert (resumed_config(run).threads, resumed_config(run).eval_batch_size) == (2, 77)
+
+
 @pytest.fixture
 def finished(tiny: Make) -> Path:
     return Path(train(tiny(schedule="constant", method="ricci", model="lenet5(channels=(2, 2), hidden=8)")).run)

@@ -57,7 +57,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("data_path: 3", ["data_path is 3", "a path"]),
         ("keep_float: first", ["keep_float is 'first'", "a list"]),
         ("keep_float: [1]", ["keep_float is 1", "text"]),
-        ("optimizer: adan", ["optimizer is 'adan'", "did you mean 'adam'?", "sgd, adam, adamw"]),
+        ("optimizer: adan", ["yaml: optimizer: 'adan' is not one of sgd, adam, adamw", "did you mean 'adam'?"]),
         ("version: 99", ["version 99", "reads version 1"]),
         ("- a\n- b", ["key: value"]),
         ("a: [", ["not valid YAML"]),
@@ -107,7 +107,7 @@ def test_resolving_fills_in_what_depends_on_others() -> None:
     assert resolve(TrainConfig(optimizer="adamw")).latent_lr == 0.003
     given = resolve(TrainConfig(lr=0.5, latent_lr=2.0, latent_weight_decay=1e-4, weight_decay=5e-4))
     assert (given.lr, given.latent_lr, given.latent_weight_decay) == (0.5, 2.0, 1e-4)
-    assert resolve(TrainConfig(weight_decay=5e-4)).latent_weight_decay == 0.0
+    assert resolve(TrainConfig(weight_decay=5e-4)).latent_weight_decay is None  # it depends on each layer's bits
     assert resolve(given) == given
 
 

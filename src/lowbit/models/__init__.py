@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lowbit._errors import ConfigError, LowbitError
 from lowbit._registry import discover
 from lowbit._spec import call, parse
 from lowbit.models._base import MODELS, check_counts
@@ -25,8 +26,7 @@ def build_model(spec: str, num_classes: int, in_channels: int, image_size: tuple
 
     `spec` is a registered name with its options, `"resnet20"` or `"lenet5(hidden=128)"`, or a function of the user's
     own, `"package.module:function(width=8)"`, found in the working directory or among the installed packages. A
-    function is given those of `num_classes`, `in_channels` and `image_size` that it accepts; an option in the spec goes
-    before them.
+    function is given those of `num_classes`, `in_channels` and `image_size` that it accepts; the spec cannot set them.
 
     The parameters are drawn on the CPU from torch's generator, seeded with `seed`; its state is put back afterwards.
 
@@ -38,7 +38,7 @@ def build_model(spec: str, num_classes: int, in_channels: int, image_size: tuple
         seed: seed of the initial parameters.
 
     Raises: UnknownNameError for a name, module, function or option that does not exist; ConfigError for an option out
-    of range, an image too small for the model, or a function that does not return an `nn.Module`.
+    of range, an image too small for the model, a function that fails or one that does not return an `nn.Module`.
     """
     name, options = parse(spec)
     height, width = image_size
@@ -47,6 +47,11 @@ def build_model(spec: str, num_classes: int, in_channels: int, image_size: tuple
     # Only the CPU's generator is touched: saving the state of a GPU's would open a context on it.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if ":" in name:
-            return build_user_model(name, options, context)
-        return call(f"model '{name}'", MODELS.get(name), options, context)
+        try:
+            if ":" in name:
+                return build_user_model(name, options, context)
+            return call(f"model '{name}'", MODELS.get(name), options, context)
+        except LowbitError:
+            raise
+        except Exception as error:  # whatever the model's own code raises is the message
+            raise ConfigError(f"model '{spec}' cannot be built: {type(error).__name__}: {error}") from error

@@ -24,7 +24,7 @@ _FORMAT = "lowbit checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after a whole number of epochs."""
+    """The state of a run after a whole number of epochs, 0 included."""
 
     epoch: int
     """Epochs done."""
@@ -115,7 +115,7 @@ def _hint(path: Path) -> str:
     found = sorted(p.name for p in path.parent.glob("*.ckpt"))
     if found:
         return f"the folder holds {', '.join(found)}"
-    return "the folder holds no checkpoint: it is not a run folder, or the run stopped before its first epoch was over"
+    return "the folder holds no checkpoint: it is not a run folder, or the run stopped while it was being set up"
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

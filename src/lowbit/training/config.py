@@ -6,7 +6,7 @@ Nothing here imports torch, so that the command line can answer `--help` and a s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -73,9 +73,10 @@ class TrainConfig:
     latent_lr: float | None = None
     """Learning rate of the latent weights behind a quantizer; None takes lr. It has no natural scale: tune it."""
     weight_decay: float = 0.0
-    """Weight decay of the float weights; never applied to biases, normalisation layers and learned scales."""
+    """Weight decay of the weights, latent ones of 2 to 8 bits included; never of biases, norm layers, scales."""
     latent_weight_decay: float | None = None
-    """Weight decay of the latent weights; None takes 0: behind a sign, decay only raises the effective latent_lr."""
+    """Weight decay of all latent weights; None takes weight_decay for 2 to 8 bits, and 0 for 1 bit: behind a sign,
+    decay only raises the effective latent_lr."""
     momentum: float = 0.9
     """Momentum of sgd; beta1 of adam and adamw."""
     schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
@@ -115,7 +116,8 @@ class TrainConfig:
     out: Path | None = None
     """Run folder; None takes a new one under runs/."""
     resume: Path | None = None
-    """Run folder to continue from its last checkpoint; its own configuration is used."""
+    """Run folder to continue from its last checkpoint; its own configuration is used, of which data_path, device,
+    threads, eval_batch_size and (where the schedule allows it) epochs may be changed."""
 
 
 _HINTS: dict[str, Any] = get_type_hints(TrainConfig)
@@ -168,7 +170,7 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def resumed_config(run: Path) -> TrainConfig:
-    """The configuration with which the run in folder `run` continues; `epochs` and `data_path` may be replaced.
+    """The configuration with which the run in folder `run` continues; see `TrainConfig.resume` for what may change.
 
     Raises: CheckpointError when `run` is not the folder of a run.
     """
@@ -197,9 +199,7 @@ def _coerce(value: Any, hint: Any, key: str, source: str) -> Any:
             raise _wrong(value, "a list", key, source)
         return tuple(_coerce(item, get_args(hint)[0], key, source) for item in value)
     if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        if value not in choices:
-            raise _wrong(value, f"{nearest(str(value), choices)}one of {', '.join(choices)}", key, source)
+        check_choice(f"{source}: {key}", value, get_args(hint))
         return value
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
@@ -209,6 +209,34 @@ def _coerce(value: Any, hint: Any, key: str, source: str) -> Any:
         return value
     names = {str: "text", int: "a whole number", bool: "true or false", Path: "a path"}
     raise _wrong(value, names[hint], key, source)
+
+
+def check_choice(label: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises: ConfigError, with the nearest choice, when `value` is none of them; `label` says what it is for."""
+    if value not in choices:
+        meant = "did you mean 'cuda'? " if value == "gpu" and "cuda" in choices else nearest(str(value), choices)
+        hint = f": {meant.strip()}" if meant else ""
+        raise ConfigError(f"{label}: {value!r} is not one of {', '.join(choices)}{hint}")
+
+
+def check_option(option: str, text: str, hint: Any) -> None:
+    """Check the text given for a command-line option whose type is `hint`, where that type is a choice or a number.
+
+    Raises: ConfigError in the words that a configuration file would get.
+    """
+    if get_origin(hint) is UnionType:
+        if text != "None":
+            check_option(option, text, get_args(hint)[0])
+    elif get_origin(hint) is tuple:
+        check_option(option, text, get_args(hint)[0])
+    elif get_origin(hint) is Literal:
+        check_choice(option, text, get_args(hint))
+    elif hint is float or hint is int:
+        try:
+            hint(text)
+        except ValueError:
+            expected = "a number" if hint is float else "a whole number"
+            raise ConfigError(f"{option} is {text!r}, expected {expected}") from None
 
 
 def _number(value: Any, key: str, source: str) -> float:
@@ -253,7 +281,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
         data_path=data_path,
         lr=lr,
         latent_lr=lr if config.latent_lr is None else config.latent_lr,
-        latent_weight_decay=config.latent_weight_decay or 0.0,
     )
 
 

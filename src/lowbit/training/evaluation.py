@@ -16,6 +16,7 @@ from lowbit._errors import CheckpointError
 from lowbit.data import Batches, Normalization, Split
 from lowbit.training.checkpoint import Checkpoint, load_checkpoint, load_state
 from lowbit.training.config import TrainConfig, from_dict, resolve
+from lowbit.training.result import BEST, LAST
 from lowbit.training.runtime import all_sum, launch, place
 from lowbit.training.task import build_low_bit_model, load_task
 
@@ -107,6 +108,11 @@ def evaluate(
     Raises: CheckpointError, DataError.
     """
     path = run / f"{checkpoint}.ckpt"
+    if checkpoint == "best" and not path.exists() and (run / LAST).exists():
+        raise CheckpointError(
+            f"run '{run}' has no {BEST} yet: it stopped before its first epoch was over. Evaluate its initial weights "
+            f"with --checkpoint last, or continue it with: lowbit train --resume {run}"
+        )
     saved = load_checkpoint(path)
     config = from_dict(saved.config, str(path))
     config = dataclasses.replace(config, device=device, devices=1, init=None, data_path=data_path or config.data_path)

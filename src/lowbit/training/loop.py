@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +19,25 @@ from lowbit.training.checkpoint import Checkpoint, load_checkpoint, load_state, 
 from lowbit.training.config import FIELDS, TrainConfig, from_dict, resolve, resumed_config, to_dict
 from lowbit.training.evaluation import Evaluator
 from lowbit.training.metrics import SYNC_EVERY, EpochMeter, LossGuard, best_record, check_finite
-from lowbit.training.optimizers import build_optimizer, set_learning_rates
+from lowbit.training.optimizers import LATENT, build_optimizer, set_learning_rates
 from lowbit.training.progress import ProgressDisplay
 from lowbit.training.result import BEST, LAST, TrainResult, closing_line, explain_divergence, headline, summarise
 from lowbit.training.run_folder import RunLog, check_unused, create_run_folder, write_description
 from lowbit.training.schedule import check_extension, learning_rate_factor
-from lowbit.training.task import build_low_bit_model, load_task
+from lowbit.training.task import (
+    build_low_bit_model,
+    check_low_bit,
+    explained,
+    load_task,
+    uncalibrated,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_MAY_CHANGE = ("epochs", "data_path", "out", "resume")  # what the user may change when resuming
+# What the user may change when resuming; of these, what changes the rounding of every step.
+_MAY_CHANGE = ("epochs", "data_path", "out", "resume", "eval_batch_size", "device", "threads")
+_INEXACT = ("device", "threads")
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -59,6 +68,8 @@ def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
     run = runtime.on_rank_zero(fabric, lambda: config.resume or create_run_folder(config))
     done = len(trainer.history) if config.resume else None
     runtime.on_rank_zero(fabric, lambda: write_description(run, config, fabric.device, done))
+    if config.resume is None:
+        trainer.save(run)  # a run stopped in its first epoch can be continued too
     log = RunLog(run, trainer.history) if fabric.is_global_zero else None
     display = ProgressDisplay(
         shown=fabric.is_global_zero,
@@ -69,6 +80,8 @@ def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
     try:
         with display:
             display.line(headline(config, run, trainer.counts, fabric.device.type, len(trainer.history)))
+            for line in trainer.notes:
+                display.line(line)
             for epoch in range(len(trainer.history), config.epochs):
                 record = trainer.epoch(epoch, display)
                 runtime.on_rank_zero(fabric, functools.partial(_log, log, record))
@@ -77,8 +90,8 @@ def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
             result = summarise(run, config, trainer.history, runtime.peak_memory_mib(fabric.device))
             display.line(closing_line(result))
     except KeyboardInterrupt:
-        kept = f"continue with: lowbit train --resume {run}" if trainer.history else "no epoch was completed"
-        display.line(f"interrupted in epoch {len(trainer.history) + 1}; {kept}")
+        epoch = len(trainer.history) + 1
+        display.line(f"interrupted in epoch {epoch}; continue with: lowbit train --resume {run}")
         raise
     except DivergedError as error:
         raise DivergedError(explain_divergence(str(error), run, len(trainer.history), config)) from None
@@ -101,12 +114,23 @@ class _Trainer:
         self.config = config
         self.history: list[dict[str, Any]] = []
         self.task = load_task(config)
-        self.model, uncalibrated = build_low_bit_model(config, self.task.data)
+        # A run that goes on has its weights in its checkpoint: the file it once started from may be gone.
+        start = config if config.resume is None else replace(config, init=None)
+        self.model, decided = build_low_bit_model(start, self.task.data)
+        self.notes = [decided.describe()]
+        check_low_bit(decided, config)
+        if config.compile and anneals(self.model):
+            raise ConfigError(
+                f"--compile and --estimator {config.estimator} exclude each other: the estimator anneals, so the model "
+                "would be compiled anew at every epoch, until torch gives up and runs it uncompiled. Leave out "
+                "--compile, or take an estimator that does not anneal"
+            )
         runtime.place(fabric, self.model, config.channels_last)
-        if uncalibrated and config.resume is None:
+        if config.resume is None and uncalibrated(self.model):
             # The first batch of all ranks together, so that the scales do not depend on the number of devices.
             images, _ = next(self.task.batches(config, fabric.device, 0, 1).epoch(0))
-            calibrate(self.model, images)
+            with explained(config):
+                calibrate(self.model, images)
         self.optimizer = build_optimizer(self.model, config)
         self.method = build_method(config.method, backward=fabric.backward, clip_norm=config.clip_norm)
         self.guard = LossGuard(self.task.data.num_classes)
@@ -119,13 +143,14 @@ class _Trainer:
 
     def restore(self, saved: Checkpoint) -> None:
         """Go back to a checkpoint of this run. Raises: CheckpointError or ConfigError when it is not of this run."""
-        _check_same(self.config, from_dict(saved.config, "the checkpoint"))
+        before = from_dict(saved.config, "the checkpoint")
+        _check_same(self.config, before)
         if self.config.epochs < saved.epoch:
             raise ConfigError(f"--epochs {self.config.epochs}: the run has done {saved.epoch} epochs already")
         if len(saved.rng) != self.fabric.world_size:
             raise CheckpointError(f"the checkpoint is one of {len(saved.rng)} processes; resume with as many")
         load_state(self.model, saved.model, "the checkpoint to resume from")
-        if from_dict(saved.config, "the checkpoint").epochs != self.config.epochs and anneals(self.model):
+        if before.epochs != self.config.epochs and anneals(self.model):
             raise ConfigError(
                 f"--epochs {self.config.epochs}: the run anneals its estimator over its own number of epochs, so that "
                 "more epochs would not be a longer run but another one; start it with --init"
@@ -134,6 +159,12 @@ class _Trainer:
         self.method.load_state_dict(self.fabric.to_device(saved.method))
         self.guard.load_state_dict(saved.guard)
         self.history = list(saved.history)
+        self.notes += [
+            f"--{name} is {getattr(self.config, name)}, it was {getattr(before, name)}: the run goes on, but need not "
+            "repeat exactly what it would have done without the change"
+            for name in _INEXACT
+            if getattr(self.config, name) != getattr(before, name)
+        ]
         runtime.restore_rng(self.fabric, saved.rng)
 
     def setup(self) -> None:
@@ -150,14 +181,15 @@ class _Trainer:
     def epoch(self, epoch: int, display: ProgressDisplay) -> dict[str, Any]:
         """Train epoch number `epoch`, counted from 0, and evaluate; returns its record."""
         started = time.perf_counter()
-        set_progress(self.model, epoch / self.config.epochs)
+        set_progress(self.model, epoch / max(1, self.config.epochs - 1))  # the last epoch trains at the end value
         self.wrapped.train()
         world_size = self.fabric.world_size
         meter = EpochMeter(functools.partial(runtime.all_sum, self.fabric), world_size)
         step = epoch * len(self.batches)
         for images, labels in self.batches.epoch(epoch):
             set_learning_rates(self.optimizer, self.factor(step))
-            record = self.method.step(self.wrapped, (images, labels), self.loss_fn, self.stepper)
+            with explained(self.config):
+                record = self.method.step(self.wrapped, (images, labels), self.loss_fn, self.stepper)
             meter.add(record, len(labels))
             step += 1
             if meter.pending == SYNC_EVERY:
@@ -175,7 +207,7 @@ class _Trainer:
             "val_accuracy": self.validation.score(self.model).accuracy if len(self.validation) else None,
             "test_accuracy": self.test.score(self.model).accuracy,
             "lr": self.factor(step - 1) * (self.config.lr or 0.0),
-            "latent_lr": rates.get("latent"),
+            "latent_lr": next((rates[name] for name in LATENT if name in rates), None),
             "seconds": time.perf_counter() - started,
             "images_per_second": meter.images / trained,
         }
@@ -184,8 +216,8 @@ class _Trainer:
         return record_of_epoch
 
     def save(self, run: Path) -> bool:
-        """Write the checkpoints after an epoch; whether it is the best so far."""
-        best = best_record(self.history) is self.history[-1]
+        """Write the checkpoints after an epoch, or before the first one; whether it is the best so far."""
+        best = bool(self.history) and best_record(self.history) is self.history[-1]
         rng = runtime.rng_states(self.fabric)
         runtime.on_rank_zero(self.fabric, functools.partial(self._write, run, rng, best))
         return best

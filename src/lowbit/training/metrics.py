@@ -54,7 +54,7 @@ class EpochMeter:
         names = sorted(self._pending[0].metrics)
         columns = [
             torch.stack([record.loss.double() for record in self._pending]),
-            torch.stack([record.correct.double() for record in self._pending]),
+            torch.stack([_correct(record) for record in self._pending]),
             *(torch.stack([record.metrics[name].double() for record in self._pending]) for name in names),
         ]
         table = self._reduce(torch.stack(columns).detach()).tolist()
@@ -81,13 +81,17 @@ class EpochMeter:
 
     @property
     def accuracy(self) -> float:
-        """Training accuracy so far, as of the last flush."""
+        """Training accuracy so far, as of the last flush; 0 where the method does not count correct images."""
         return self._correct / max(self.images, 1)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Means of the method's own metrics."""
         return {name: total / max(self._steps, 1) for name, total in self._metrics.items()}
+
+
+def _correct(record: StepRecord) -> Tensor:
+    return record.loss.new_zeros((), dtype=torch.float64) if record.correct is None else record.correct.double()
 
 
 class LossGuard:

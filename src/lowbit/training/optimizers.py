@@ -7,14 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowbit.layers import latent_parameters, scale_parameters
+from lowbit.layers import FakeQuantize, latent_parameters, quant_layers, scale_parameters
+from lowbit.layers.inspect import QuantLayer
 from lowbit.training.config import TrainConfig, resolve
+
+LATENT = ("latent", "latent_scaled")
+"""The parameter groups whose rate is `latent_lr`."""
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The trainable parameters of `model`, each in exactly one of four groups; empty groups are left out.
+    """The trainable parameters of `model`, each in exactly one of five groups; empty groups are left out.
 
-    - `latent`: weights behind a quantizer; `latent_lr`, `latent_weight_decay`.
+    - `latent`: weights behind a sign; `latent_lr`, `latent_weight_decay` or else none: their size changes nothing.
+    - `latent_scaled`: weights behind a quantizer of more than two values; `latent_lr`, `latent_weight_decay` or else
+      `weight_decay`.
     - `weights`: other weights of two or more dimensions; `lr`, `weight_decay`.
     - `plain`: biases and normalisation layers (one dimension or none); `lr`, no decay.
     - `scales`: learned scales of quantizers; `lr`, no decay.
@@ -23,16 +29,16 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     Every group carries its `name` and its `base_lr`, which the schedule multiplies.
     """
     config = resolve(config)
-    latent = {id(parameter) for _, parameter in latent_parameters(model)}
-    scales = {id(parameter) for _, parameter in scale_parameters(model)} - latent
-    members: dict[str, list[nn.Parameter]] = {"latent": [], "weights": [], "plain": [], "scales": []}
+    names = {id(parameter): "scales" for _, parameter in scale_parameters(model)}
+    names |= {id(parameter): "latent_scaled" for _, parameter in latent_parameters(model)}
+    names |= {id(layer.weight): "latent" for _, layer in quant_layers(model) if _behind_a_sign(layer)}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in (*LATENT, "weights", "plain", "scales")}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            key = id(parameter)
-            name = "latent" if key in latent else "scales" if key in scales else _kind(parameter)
-            members[name].append(parameter)
-    rates = {"latent": config.latent_lr}
-    decays = {"latent": config.latent_weight_decay, "weights": config.weight_decay}
+            members[names.get(id(parameter)) or _kind(parameter)].append(parameter)
+    rates = dict.fromkeys(LATENT, config.latent_lr)
+    given, common = config.latent_weight_decay, config.weight_decay
+    decays = {"latent": given or 0.0, "latent_scaled": common if given is None else given, "weights": common}
     return [
         {
             "name": name,
@@ -44,6 +50,11 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         for name, parameters in members.items()
         if parameters
     ]
+
+
+def _behind_a_sign(layer: QuantLayer) -> bool:
+    quantize = layer.weight_quantizer
+    return isinstance(quantize, FakeQuantize) and quantize.quantizer.grid.binary
 
 
 def _kind(parameter: nn.Parameter) -> str:

@@ -61,7 +61,7 @@ def headline(config: TrainConfig, run: Path, counts: dict[str, int], device: str
     low_bit = config.weights < FLOAT_BITS or config.activations < FLOAT_BITS
     bits = [_bits(config.weights, "weights"), _bits(config.activations, "activations")] if low_bit else ["float"]
     shares = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    action = f"continuing after epoch {epochs_done}" if epochs_done else "run folder"
+    action = "run folder" if config.resume is None else f"continuing after epoch {epochs_done}"
     places = f"{config.devices} x {device}" if config.devices > 1 else device
     return (
         f"{config.model} with {', '.join(bits)}: estimator {config.estimator}, method {config.method}, "
@@ -94,10 +94,10 @@ def explain_divergence(problem: str, run: Path, epoch: int, config: TrainConfig)
         causes.append("1-bit layers without batch normalisation or a scale behind them")
     if config.precision == "bf16":
         causes.append("sums too long for bf16: try --precision fp32")
-    kept = f"The last good checkpoint, {run / LAST}, is that of epoch {epoch}" if epoch else "No epoch was completed"
+    moment = f"of epoch {epoch}" if epoch else "from before the first step"
     return (
         f"training stopped in epoch {epoch + 1}: {problem}.\n"
         + "Usual causes, the most likely first:\n"
         + "".join(f"  - {cause}\n" for cause in causes)
-        + f"{kept}; metrics are in {run}."
+        + f"The last good checkpoint, {run / LAST}, is that {moment}; metrics are in {run}."
     )

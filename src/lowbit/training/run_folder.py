@@ -131,8 +131,7 @@ class RunLog:
 
         self._path = run / METRICS
         _write(self._path, "".join(_line(record) for record in history))
-        done = len(history)
-        self._board: SummaryWriter = SummaryWriter(str(run), purge_step=done + 1 if done else None)
+        self._board: SummaryWriter = SummaryWriter(str(run), purge_step=len(history) + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add the record of one epoch. Raises: CheckpointError when the disk refuses."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit._errors import CheckpointError
+from lowbit._errors import CheckpointError, ConfigError, LowbitError
 from lowbit.data import Augmentation, Batches, ImageData, Normalization, Split, load_data, split_validation
-from lowbit.layers import convert
+from lowbit.layers import ConversionPlan, frozen_statistics, plan
 from lowbit.models import build_model
+from lowbit.quantizers.scale import Scale
 from lowbit.training.checkpoint import load_checkpoint, shape_problems, shortened
-from lowbit.training.config import TrainConfig, parse_overrides
+from lowbit.training.config import FLOAT_BITS, TrainConfig, parse_overrides
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,61 @@ def load_task(config: TrainConfig) -> Task:
 
 
 def build_float_model(config: TrainConfig, data: ImageData) -> nn.Module:
-    """The model of `config` before conversion, freshly initialised."""
-    return build_model(config.model, data.num_classes, data.in_channels, data.image_size, config.seed)
+    """The model of `config` before conversion, freshly initialised and tried on a few images.
+
+    Raises: LowbitError when it cannot be built, does not map images to one number per class, or cannot be trained on
+    single images where that is asked for.
+    """
+    model = build_model(config.model, data.num_classes, data.in_channels, data.image_size, config.seed)
+    outputs = _trial(model, config, data, images=2, training=False)
+    expected = (2, data.num_classes)
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+        given = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"type {type(outputs).__name__}"
+        raise ConfigError(
+            f"model '{config.model}' returns an output of {given} for two images; expected shape {expected}: one "
+            f"number for each of the {data.num_classes} classes of '{config.data}'"
+        )
+    if config.batch_size // config.devices == 1:  # batch normalisation may refuse a single image, in training only
+        _trial(model, config, data, images=1, training=True)
+    return model
 
 
-def to_low_bit(model: nn.Module, config: TrainConfig) -> nn.Module:
-    """A copy of `model` with the layers, bits, quantizers and estimators that `config` asks for."""
-    return convert(
+def _trial(model: nn.Module, config: TrainConfig, data: ImageData, *, images: int, training: bool) -> Any:
+    """What the model makes of a few black images; mode, running statistics and random numbers are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with explained(config), frozen_statistics(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.default_generator.manual_seed(config.seed)  # layers that take their shape from the input start here
+            return model.train(training)(torch.zeros(images, data.in_channels, *data.image_size))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def explained(config: TrainConfig) -> Iterator[None]:
+    """Turn whatever a model raises within the block into a ConfigError that names the model."""
+    try:
+        yield
+    except LowbitError:
+        raise
+    except Exception as error:  # the model may be the user's: whatever it raises is the message
+        text = str(error)
+        if "more than 1 value per channel" in text:
+            advice = ": batch normalisation has nothing to average over one image; take a larger --batch-size"
+        elif "finished reduction in the prior iteration" in text:
+            advice = (
+                ": the loss does not reach every parameter, which training on several devices needs; take the unused "
+                "parameters out of the model or freeze them (requires_grad_(False)), or train with --devices 1"
+            )
+        else:
+            advice = f": {type(error).__name__}: {text}"
+        raise ConfigError(f"model '{config.model}' fails{advice}") from error
+
+
+def plan_low_bit(model: nn.Module, config: TrainConfig) -> ConversionPlan:
+    """Which layers of `model` get the bits, quantizers and estimators that `config` asks for."""
+    return plan(
         model,
         weights=config.weights,
         activations=config.activations,
@@ -73,19 +124,37 @@ def to_low_bit(model: nn.Module, config: TrainConfig) -> nn.Module:
     )
 
 
-def build_low_bit_model(config: TrainConfig, data: ImageData) -> tuple[nn.Module, bool]:
-    """The low-bit model of `config`, started from `config.init` where given.
+def check_low_bit(decided: ConversionPlan, config: TrainConfig) -> None:
+    """Raises: ConfigError when low bits were asked for and no layer gets them."""
+    if min(config.weights, config.activations) < FLOAT_BITS and not decided.converted:
+        raise ConfigError(
+            f"--weights {config.weights} --activations {config.activations}, but no layer of '{config.model}' would be "
+            f"low-bit: {decided.describe()}. Keep fewer layers in float (--keep-float with nothing after it keeps "
+            f"none), or train in float with --weights {FLOAT_BITS} --activations {FLOAT_BITS}"
+        )
 
-    Returns the model and whether its quantizers still have to be calibrated on data: not so when `config.init` brought
-    their state along.
-    """
+
+def build_low_bit_model(config: TrainConfig, data: ImageData) -> tuple[nn.Module, ConversionPlan]:
+    """The low-bit model of `config`, started from `config.init` where given, and the plan that it follows."""
     model = build_float_model(config, data)
     if config.init is None:
-        return to_low_bit(model, config), True
+        decided = plan_low_bit(model, config)
+        return decided.apply(), decided
     state = read_weights(config.init)
     _start_from(model, state, config.init)
-    model = to_low_bit(model, config)
-    return model, not _load_rest(model, state, config.init)
+    decided = plan_low_bit(model, config)
+    model = decided.apply()
+    _load_rest(model, state, config.init)
+    return model, decided
+
+
+def uncalibrated(model: nn.Module) -> bool:
+    """Whether a learned scale still has to take its first value from data."""
+    scales = (module for module in model.modules() if isinstance(module, Scale) and module.value is not None)
+    return not all(bool(scale.initialized) for scale in scales)
+
+
+_QUANTIZERS = {"weight_quantizer", "input_quantizer"}  # the modules that conversion adds to a layer
 
 
 def _start_from(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -96,14 +165,18 @@ def _start_from(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     model.load_state_dict({name: value for name, value in state.items() if name in own})
 
 
-def _load_rest(model: nn.Module, state: dict[str, Tensor], path: Path) -> bool:
-    """Load what only the converted model has (quantizer state); whether `state` holds all of that."""
+def _load_rest(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load what only the converted model has: quantizer state, as far as it has the same quantizers."""
     own = model.state_dict()
+    state = {
+        name: value
+        for name, value in state.items()
+        if not _QUANTIZERS & set(name.split(".")) or (name in own and value.shape == own[name].shape)
+    }
     problems = [f"unexpected {name}" for name in state if name not in own] + shape_problems(own, state)
     if problems:
         raise CheckpointError(f"--init '{path}' does not fit this model: {shortened(problems)}")
     model.load_state_dict(state, strict=False)
-    return own.keys() == state.keys()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
