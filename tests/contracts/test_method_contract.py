@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,6 @@ from lowbit.methods import METHODS, AbstractMethod, StepRecord, build_method
 
 every_method = pytest.mark.parametrize("name", METHODS.names())
 LOSS = nn.CrossEntropyLoss()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The models are so small that threads cost far more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def net(seed: int = 0) -> nn.Module:
