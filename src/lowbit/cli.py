@@ -121,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; `sys.argv[1:]` by default.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # Read when torch's thread library loads: threads that spin while they wait make every step several times slower as
-    # soon as anything else runs on the same cores.
+    # Read when torch's thread library loads: threads that spin while they wait slow every step down as soon as anything
+    # else runs on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _dispatch(given)

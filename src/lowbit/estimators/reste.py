@@ -27,7 +27,7 @@ class ReSTE(AbstractEstimator):
         m: the inner threshold, below which the secant through 0 and m replaces the unbounded derivative (0.1).
         o: the power now; `at` sets it to 1 + (o_end − 1)·progress.
 
-    Source: [wu2023reste]; the map from progress to o is linear, as in the authors' schedule.
+    Source: [wu2023reste]; the linear map from progress to o is our reading of it.
     """
 
     o_end: float = 3.0

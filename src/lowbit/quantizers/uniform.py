@@ -76,7 +76,7 @@ class Uniform(AbstractQuantizer):
         """z = N·(x / (2·M) + 1/2), within [0, N]."""
         x = torch.tanh(x) if self.transform == "tanh" else x
         largest = positive(max_abs(x.detach(), self.granularity.shared_dims(x.ndim)))
-        # x / M and not x · (1/M): correct rounding keeps the largest weight inside the range.
+        # Division is correctly rounded: |x / M| ≤ 1, so that no element leaves the range.
         return self.grid.high * (x / largest / 2 + 0.5)
 
     def discretize(self, z: Tensor) -> Tensor:
