@@ -30,6 +30,14 @@ TOLERANCES: dict[tuple[str, torch.dtype], tuple[float, float]] = {
     ("dense", F64): (1e-9, 1e-10),
     # Norms of sums of outer products against the dense Frobenius norm.
     ("frobenius", F64): (1e-10, 1e-10),
+    # Two derivatives of a metric by automatic differentiation against the closed form of the curvature.
+    ("closed form", F64): (1e-8, 1e-8),
+    # Fourier series cut off where their terms are below this.
+    ("spectral", F64): (1e-8, 1e-9),
+    # A flow in time at the default tolerance against another integrator, relative to what moves.
+    ("flow", F64): (1e-5, 1e-6),
+    # The strong inverse, trained on the very metric, against the dense inverse, and its gradients likewise.
+    ("strong", F64): (1e-4, 1e-4),
     # Central differences with a step of 1e-6.
     ("finite difference", F64): (1e-5, 1e-6),
 }

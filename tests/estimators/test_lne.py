@@ -96,6 +96,16 @@ def test_a_fixed_tau_never_leaves_the_region_where_g_is_a_metric(block: str) -> 
         assert float(estimator.metric(z, SIGN.grid).norm_squared().max()) <= 0.9 + 1e-12  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("block", ["layer", "channel", "5"])
+@pytest.mark.parametrize("inverse", ["exact", "weak"])
+def test_tau_by_dominance_leaves_every_block_dominant_by_the_margin(inverse: str, block: str) -> None:
+    z = noise(8, 20, seed=1, dtype=torch.float64)
+    estimator = build_estimator(f"lne(tau=dominance, margin=0.3, inverse={inverse}, block={block})")
+    margins = estimator.metric(z, SIGN.grid).dominance_margin()  # type: ignore[attr-defined]
+    assert margins.min() >= 0.3
+    assert margins.median() < 0.31
+
+
 def test_small_tau_is_the_identity_estimator() -> None:
     z, grad = noise(24, seed=1), noise(24, seed=2)
     assert_close(gradient(build_estimator("lne(tau=1e-6)"), SIGN, z, grad), grad, "formula")
@@ -116,7 +126,9 @@ def test_weak_and_exact_differ_by_the_factor_one_minus_the_norm() -> None:
         ("rho=1.0", "between 0 and 1"),
         ("rho=0.0", "between 0 and 1"),
         ("tau=0.0", "positive number or auto"),
-        ("tau=large", "positive number or auto"),
+        ("tau=large", "estimator 'lne': tau='large' must be a positive number or auto or dominance"),
+        ("tau=inf", "positive number or auto"),
+        ("margin=1.0", "margin=1.0 must be at least 0 and below 1"),
         ("inverse=strong", "exact or weak"),
         ("block=row", "layer, channel or a positive group size"),
         ("block=0", "layer, channel or a positive group size"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from lowbit import _spec
 from lowbit._errors import ConfigError
 from lowbit._registry import Registry
+from lowbit.geometry import LNEMetric
 from lowbit.quantizers import AbstractQuantizer, Grid
 
 
@@ -53,6 +54,13 @@ class AbstractEstimator(ABC):
         """The interval of z, ends included, inside which the gradient passes unchanged and outside which it is 0.
 
         None for a rule of another form. Low-bit layers have a fast path for rules that declare a window.
+        """
+        return None
+
+    def metric(self, z: Tensor, grid: Grid) -> LNEMetric | None:
+        """The metric whose inverse `vjp` applies, at z, a row for each of its blocks: diagnostics look at it.
+
+        None for a rule that has no metric.
         """
         return None
 

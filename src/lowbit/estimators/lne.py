@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lowbit._errors import ConfigError
 from lowbit.estimators._base import ESTIMATORS, AbstractEstimator
-from lowbit.geometry import Inverse, LNEMetric, largest_tau
+from lowbit.geometry import Block, LNEMetric, Tau, TauRule, check_block, from_blocks, to_blocks
 from lowbit.quantizers import Grid
 
 
@@ -24,19 +23,22 @@ class LNE(AbstractEstimator):
     the whole tensor, or over blocks of it.
 
     Args:
-        tau: τ; "auto" (ours, the paper leaves it open) takes the largest τ with ‖u‖² ≤ ρ on each block. With the exact
-            inverse a number is lowered to that on blocks where it would exceed it; the weak inverse takes it as it is.
+        tau: τ of each block; the paper leaves it open. "auto" (ours): the largest with ‖u‖² ≤ ρ. "dominance" (ours):
+            the largest at which g is diagonally dominant by `margin`. With the exact inverse τ is lowered to that of
+            "auto" on blocks where it would exceed it; the weak inverse takes it as it is.
         rho: ρ, between 0 and 1.
+        margin: of "dominance", from 0 to below 1.
         inverse: "exact" (Sherman–Morrison, ours) or "weak" (Eq. 29, the paper's).
         block: "layer", "channel" (first dimension), or the size of consecutive groups.
 
     Source: [chen2024ricci], Eq. 5, 26, 27 and 29.
     """
 
-    tau: float | Literal["auto"] = "auto"
+    tau: Tau = "auto"
     rho: float = 0.9
-    inverse: Inverse = "exact"
-    block: int | Literal["layer", "channel"] = "layer"
+    margin: float = 0.1
+    inverse: Literal["exact", "weak"] = "exact"
+    block: Block = "layer"
 
     linear_in_grad = True
     elementwise = False
@@ -46,45 +48,37 @@ class LNE(AbstractEstimator):
     needs = frozenset({"z"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.rho < 1:
-            raise ConfigError(
-                f"rho={self.rho} of estimator 'lne' must lie between 0 and 1: g is positive definite only there"
-            )
-        if self.tau != "auto" and not (isinstance(self.tau, int | float) and self.tau > 0):
-            raise ConfigError(f"tau={self.tau!r} of estimator 'lne' must be a positive number or auto")
+        try:
+            self._rule()
+        except ConfigError as error:
+            raise ConfigError(f"estimator 'lne': {error}") from None
         if self.inverse not in ("exact", "weak"):
             raise ConfigError(f"inverse={self.inverse!r} of estimator 'lne' must be exact or weak")
-        if self.block not in ("layer", "channel") and not (isinstance(self.block, int) and self.block > 0):
-            raise ConfigError(
-                f"block={self.block!r} of estimator 'lne' must be layer, channel or a positive group size"
-            )
+        check_block(self.block, "estimator 'lne'")
 
     @classmethod
     def examples(cls) -> list[AbstractEstimator]:
-        """Both inverses, each kind of block, automatic and fixed τ."""
-        return [cls(), cls(inverse="weak", rho=0.5), cls(block="channel"), cls(block=3), cls(tau=0.01)]
+        """Both inverses, each kind of block, each rule for τ."""
+        return [
+            cls(),
+            cls(inverse="weak", rho=0.5),
+            cls(inverse="weak", tau="dominance"),
+            cls(block="channel"),
+            cls(block=3),
+            cls(tau=0.01),
+        ]
 
     def metric(self, z: Tensor, grid: Grid) -> LNEMetric:
         """The metric at z, one for each block."""
         # Outside the grid tanh is as good as flat; the clamp keeps an infinite z out of the norm.
         span = float(grid.high - grid.low)
-        xi = self._blocks((z - grid.zero).clamp(-span * 1e3, span * 1e3))
-        if self.tau == "auto":
-            return LNEMetric(xi, largest_tau(xi, self.rho), self.inverse)
-        if self.inverse == "weak":
-            return LNEMetric(xi, self.tau, self.inverse)
-        # Beyond ‖u‖² = 1 the exact inverse turns the gradient around along u, and at 1 it is infinite.
-        return LNEMetric(xi, largest_tau(xi, self.rho).clamp_max(self.tau), self.inverse)
+        xi = to_blocks((z - grid.zero).clamp(-span * 1e3, span * 1e3), self.block)
+        rule = self._rule()
+        return LNEMetric(xi, rule(xi) if self.inverse == "weak" else rule.admissible(xi), self.inverse)
 
     def vjp(self, z: Tensor, codes: Tensor, grad: Tensor, grid: Grid) -> Tensor:
         """`g⁻¹ grad`."""
-        solved = self.metric(z, grid).solve(self._blocks(grad))
-        return solved.reshape(-1)[: grad.numel()].reshape(grad.shape)
+        return from_blocks(self.metric(z, grid).solve(to_blocks(grad, self.block)), grad.shape)
 
-    def _blocks(self, x: Tensor) -> Tensor:
-        if self.block == "layer":
-            return x.reshape(1, -1)
-        if self.block == "channel":
-            return x.reshape(x.shape[0] if x.ndim else 1, -1)
-        # Zeros fill the last group: u = tanh(0) = 0 there, so that they change nothing.
-        return torch.nn.functional.pad(x.reshape(-1), (0, -x.numel() % self.block)).reshape(-1, self.block)
+    def _rule(self) -> TauRule:
+        return TauRule(self.tau, self.rho, self.margin)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-Inverse = Literal["exact", "weak"]
+from lowbit._errors import ConfigError
+from lowbit.geometry._base import AbstractMetric
+from lowbit.geometry.strong import StrongInverse
+from lowbit.geometry.tau import check_tau
+
+Inverse = Literal["exact", "weak", "strong"]
 
 
-class LNEMetric:
+class LNEMetric(AbstractMetric):
     """g = δ − u uᵀ with u = tanh(τ·w), [chen2024ricci], Eq. 16 and 26.
 
-    The eigenvalues are 1 (n − 1 times) and 1 − ‖u‖²; g is positive definite exactly when ‖u‖² < 1. Everything is O(n)
-    in time and memory. Leading dimensions are a batch of independent metrics.
+    The eigenvalues are 1 (n − 1 times) and 1 − ‖u‖²; g is positive definite exactly when ‖u‖² < 1, which is for the
+    caller to see to (`TauRule`, `require_positive_definite`). All but the strong inverse is O(n) in time and memory.
 
     Symbols: ξ or w of the paper: `weights`; τ: `tau`.
 
@@ -22,12 +27,29 @@ class LNEMetric:
         weights: w, shape (..., n).
         tau: τ > 0, a number or a tensor of shape (..., 1).
         inverse: how `solve` inverts g. "exact": Sherman–Morrison, `v + u (u·v)/(1 − ‖u‖²)`. "weak": `v + u (u·v)` (Cor.
-            19, Eq. 29), close to it while g is diagonally dominant.
+            19, Eq. 29), close to it while g is diagonally dominant. "strong": a network's estimate of g⁻¹ (Sec. 5.2,
+            Eq. 28), for small n.
+        strong: the network of the strong inverse. Without one, a network is made and trained on this very metric.
+
+    Raises: ConfigError for an unknown inverse, a number τ that is not positive and finite, a network without the strong
+        inverse, and an n that is not the network's or beyond what the strong inverse can take.
     """
 
-    def __init__(self, weights: Tensor, tau: float | Tensor, inverse: Inverse = "exact") -> None:
+    def __init__(
+        self, weights: Tensor, tau: float | Tensor, inverse: Inverse = "exact", strong: StrongInverse | None = None
+    ) -> None:
+        check_tau(tau)
+        if inverse not in ("exact", "weak", "strong"):
+            raise ConfigError(f"inverse={inverse!r} of the LNE metric must be exact, weak or strong")
+        if strong is not None and inverse != "strong":
+            raise ConfigError(f"a StrongInverse was given with inverse={inverse!r}: it serves inverse='strong' alone")
         self.u = torch.tanh(weights * tau)
         self.inverse = inverse
+        self._strong = strong
+        if inverse == "strong" and strong is None:
+            self._strong = StrongInverse.fitted_to(self)
+        if self._strong is not None:
+            self._strong.check_size(self)
 
     @property
     def shape(self) -> torch.Size:
@@ -40,14 +62,15 @@ class LNEMetric:
 
     def matvec(self, v: Tensor) -> Tensor:
         """`g v = v − u (u·v)`. Shapes: (..., n) → (..., n)."""
-        return v - self.u * (self.u * v).sum(-1, keepdim=True)
+        return torch.addcmul(v, self.u, self._along(v), value=-1)
 
     def solve(self, v: Tensor) -> Tensor:
         """`g⁻¹ v` by the chosen inverse. Shapes: (..., n) → (..., n)."""
-        along = (self.u * v).sum(-1, keepdim=True)
+        if self._strong is not None:
+            return self._strong.solve(self, v)
         if self.inverse == "weak":
-            return v + self.u * along
-        return v + self.u * (along / (1 - self.norm_squared()))
+            return torch.addcmul(v, self.u, self._along(v))
+        return torch.addcmul(v, self.u, self._along(v) / (1 - self.norm_squared()))
 
     def logdet(self) -> Tensor:
         """`log det g = log(1 − ‖u‖²)`, shape (...); NaN where g is not positive definite."""
@@ -63,33 +86,32 @@ class LNEMetric:
         size = self.u.abs()
         return (1 - size * size.sum(-1, keepdim=True)).amin(-1)
 
+    def relative_bounds(self, reference: Self) -> tuple[Tensor, Tensor]:
+        """Bounds on the eigenvalues of `g₀⁻¹ g`, shapes (...), in O(n); NaN where g₀ is not positive definite.
+
+        With b of the reference, a of this metric and d = a − b, `g₀⁻¹g − δ = g₀⁻¹(b bᵀ − a aᵀ)` has rank two. Its two
+        eigenvalues have the sum `(Δ − d·(a + b))/(1 − ‖b‖²)` and the product `−Δ/(1 − ‖b‖²)`, where `Δ = ‖a‖²‖b‖² −
+        (a·b)² = ‖d‖²‖b‖² − (d·b)²`: one is ≥ 0, the other ≤ 0. Source: ours, not from a paper.
+        """
+        a, b = self.u, reference.u
+        d = a - b
+        rest = 1 - b.square().sum(-1)
+        rest = rest.where(rest > 0, torch.nan)
+        gram = (d.square().sum(-1) * b.square().sum(-1) - (d * b).sum(-1).square()).clamp_min(0)
+        half_sum, product = (gram - (d * (a + b)).sum(-1)) / rest / 2, -gram / rest
+        # The root of the larger size first: the other from the product, without cancellation.
+        outer = half_sum + torch.copysign((half_sum.square() - product).sqrt(), half_sum)
+        inner = torch.where(outer == 0, 0, product / outer)
+        return 1 + torch.minimum(outer, inner), 1 + torch.maximum(outer, inner)
+
     def as_matrix(self) -> Tensor:
-        """The dense matrix, shape (..., n, n). For tests: O(n²) memory."""
+        """The dense matrix, shape (..., n, n). For tests and the strong inverse: O(n²) memory."""
         eye = torch.eye(self.u.shape[-1], dtype=self.u.dtype, device=self.u.device)
         return eye - self.u.unsqueeze(-1) * self.u.unsqueeze(-2)
 
-
-def largest_tau(weights: Tensor, rho: float, iterations: int = 6) -> Tensor:
-    """The largest τ with ‖tanh(τ·w)‖² ≤ ρ, approached from below. Shapes: (..., n) → (..., 1).
-
-    Starts from τ = √ρ/‖w‖, which satisfies the bound since |tanh x| ≤ |x|, and repeats τ ← τ·√(ρ/‖u‖²). Because
-    tanh(c·x) ≤ c·tanh(x) for c ≥ 1, no step oversteps the bound. For all-zero weights any τ does; it is then 1.
-
-    Source: ours, not from a paper ([chen2024ricci] leaves τ open).
-
-    Args:
-        weights: w.
-        rho: ρ, between 0 and 1.
-        iterations: how many steps to take; for blocks of hundreds of weights one is already within a percent.
-    """
-    norm = weights.square().sum(-1, keepdim=True).sqrt()
-    zero = norm == 0
-    tau = rho**0.5 / norm.where(~zero, torch.ones_like(norm))
-    for _ in range(iterations):
-        reached = torch.tanh(weights * tau).square().sum(-1, keepdim=True)
-        tau = tau * (rho / reached.where(~zero, reached.new_full((), rho))).sqrt()
-    # Rounding may overstep ρ by a few units in the last place.
-    return (tau * (1 - 8 * torch.finfo(tau.dtype).eps)).where(~zero, torch.ones_like(tau))
+    def _along(self, v: Tensor) -> Tensor:
+        """u·v, shape (..., 1)."""
+        return (self.u * v).sum(-1, keepdim=True)
 
 
 def outer_difference_norm_squared(coefficients: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -103,13 +125,13 @@ def outer_difference_norm_squared(coefficients: Tensor, first: Tensor, second: T
 
     Args:
         coefficients: c, shape (k,).
-        first, second: a and b, shape (k, n).
+        first, second: a and b, shape (k, ..., n).
 
     Returns:
-        Shape (). Source: ours, not from a paper.
+        Shape (...), one for each block. Source: ours, not from a paper.
     """
-    s, d = first + second, first - second
+    s, d = (first + second).movedim(0, -2), (first - second).movedim(0, -2)
     with torch.autocast(s.device.type, enabled=False):  # a user may call `step` under autocast
-        mixed = s @ d.T
-        terms = (s @ s.T) * (d @ d.T) + mixed * mixed.T
-    return (torch.outer(coefficients, coefficients) * terms).sum() / 2
+        mixed = s @ d.mT
+        terms = (s @ s.mT) * (d @ d.mT) + mixed * mixed.mT
+    return (torch.outer(coefficients, coefficients) * terms).sum((-2, -1)) / 2
