@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +14,6 @@ import lowbit
 from lowbit._errors import CheckpointError, ConfigError
 from lowbit.geometry import largest_tau, outer_difference_norm_squared
 from lowbit.methods import StepRecord, build_method
-from lowbit.methods.ricci import translate
 from tolerances import assert_close
 
 LOSS = nn.CrossEntropyLoss()
@@ -48,6 +48,42 @@ def optimizer_for(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD([*groups, {"params": rest}], lr=0.1)
 
 
+@dataclass(frozen=True)
+class Case:
+    """Options of the method, and what they mean with dense matrices."""
+
+    alpha: float
+    epsilon: float
+    rho: float = 0.9
+    inverse: str = "exact"
+    metric: str = "lne"
+    block: str | int = "layer"
+    shifts: tuple[int, int, int, int] = (1, -1, 1, -1)
+
+    @property
+    def spec(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in vars(self).items())
+        return f"ricci(mode=faithful, {options})"
+
+    def blocks(self, w: Tensor) -> list[Tensor]:
+        """The indices of the flattened weights that make up each block."""
+        index = torch.arange(w.numel())
+        if self.block == "layer":
+            return [index]
+        return list(index.split(w[0].numel() if self.block == "channel" else int(self.block)))
+
+    def g(self, w: Tensor, tau: Tensor) -> Tensor:
+        """Eq. 26 as a dense matrix, or the Hessian of Eq. 14."""
+        u = torch.tanh(tau * w)
+        return (
+            torch.diag(1 - u * u) if self.metric == "hessian" else torch.eye(len(w), dtype=w.dtype) - torch.outer(u, u)
+        )
+
+    def solve(self, g: Tensor, v: Tensor) -> Tensor:
+        weak = 2 * torch.eye(len(g), dtype=g.dtype) - g  # Cor. 19
+        return weak @ v if self.inverse == "weak" else torch.linalg.solve(g, v)
+
+
 def slow_translate(images: Tensor, rows: int, columns: int) -> Tensor:
     result = torch.zeros_like(images)
     height, width = images.shape[-2:]
@@ -56,16 +92,6 @@ def slow_translate(images: Tensor, rows: int, columns: int) -> Tensor:
             if 0 <= row - rows < height and 0 <= column - columns < width:
                 result[..., row, column] = images[..., row - rows, column - columns]
     return result
-
-
-def metric(w: Tensor, tau: Tensor) -> Tensor:
-    """g of Eq. 26 as a dense matrix."""
-    u = torch.tanh(tau * w)
-    return torch.eye(len(w), dtype=w.dtype) - torch.outer(u, u)
-
-
-def inverse(g: Tensor, kind: str) -> Tensor:
-    return torch.linalg.inv(g) if kind == "exact" else 2 * torch.eye(len(g), dtype=g.dtype) - g  # Cor. 19
 
 
 def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -77,75 +103,87 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Ten
 
 @dataclass
 class Dense:
-    """Algorithm 2 with dense matrices; remembers g(t)|a of every layer."""
+    """Algorithm 2 with dense matrices; remembers g(t)|a of every block of every layer."""
 
-    alpha: float
-    epsilon: float
-    rho: float = 0.9
-    kind: str = "exact"
-    previous: dict[str, list[Tensor]] = field(default_factory=dict)
+    case: Case
+    previous: dict[str, list[list[Tensor]]] = field(default_factory=dict)
     n: dict[str, float] = field(default_factory=dict)
     gated: dict[str, float] = field(default_factory=dict)
     correction: dict[str, float] = field(default_factory=dict)
 
-    def residual(self, now: list[Tensor], previous: list[Tensor]) -> Tensor:
-        """N of Eq. 35; k1 − k2 = j1 − j2 = 2."""
+    def residual(self, now: Tensor, previous: list[Tensor]) -> Tensor:
+        """N of Eq. 35 for one block."""
         k1, k2, j1, j2 = previous
-        minus_two_ric = (k1 - k2) / 2 - (j1 - j2) / 2
-        return ((now[0] - k1) - minus_two_ric).square().sum()
+        k, j = self.case.shifts[0] - self.case.shifts[1], self.case.shifts[2] - self.case.shifts[3]
+        minus_two_ric = (k1 - k2) / k - (j1 - j2) / j
+        return ((now - k1) - minus_two_ric).square().sum()
 
     def step(self, model: nn.Module, images: Tensor, labels: Tensor, rates: dict[str, float]) -> dict[str, Tensor]:
         """The gradient that every parameter should have after the step."""
         result = gradients(model, images, labels)
-        shifted = [
-            gradients(model, slow_translate(images, *shift), labels) for shift in ((1, 0), (-1, 0), (0, 1), (0, -1))
-        ]
+        k1, k2, j1, j2 = self.case.shifts
+        moved = [slow_translate(images, *shift) for shift in ((k1, 0), (k2, 0), (0, j1), (0, j2))]
+        shifted = [gradients(model, each, labels) for each in moved]
         for name, rate in rates.items():
-            w = model.get_parameter(name).detach().reshape(-1)
-            tau = largest_tau(w, self.rho)
-            solve = inverse(metric(w, tau), self.kind)
-            moves = [rate * solve @ each[name].reshape(-1) for each in shifted]
-            slope, n = torch.zeros_like(w), 0.0
+            plain = result[name].reshape(-1)
+            natural, self.n[name], slope = self.layer(name, model.get_parameter(name).detach(), plain, shifted, rate)
+            self.gated[name] = float(self.n[name] > self.case.epsilon)
+            self.correction[name] = float((natural - plain).norm() / plain.norm())
+            result[name] = (natural * (not self.gated[name]) + self.case.alpha * slope).reshape(result[name].shape)
+        return result
+
+    def layer(
+        self, name: str, weight: Tensor, plain: Tensor, shifted: list[dict[str, Tensor]], rate: float
+    ) -> tuple[Tensor, float, Tensor]:
+        """The natural gradient, N and ∂N/∂w of one layer."""
+        case, w = self.case, weight.reshape(-1)
+        natural, slope, n = torch.zeros_like(w), torch.zeros_like(w), 0.0
+        metrics = []
+        for number, index in enumerate(case.blocks(weight)):
+            tau = largest_tau(w[index], case.rho)
+            g = case.g(w[index], tau)
+            natural[index] = case.solve(g, plain[index])
+            moves = [rate * case.solve(g, each[name].reshape(-1)[index]) for each in shifted]
+            metrics.append([case.g(w[index] - move, tau) for move in moves])
             if name in self.previous:
 
-                def flow(v: Tensor, name: str = name, tau: Tensor = tau, moves: list[Tensor] = moves) -> Tensor:
-                    return self.residual([metric(v - move, tau) for move in moves], self.previous[name])
+                def flow(v: Tensor, number: int = number, tau: Tensor = tau, move: Tensor = moves[0]) -> Tensor:
+                    return self.residual(case.g(v - move, tau), self.previous[name][number])
 
-                n = float(flow(w))
-                for i in range(len(w)):  # central differences
-                    away = torch.zeros_like(w)
-                    away[i] = 1e-5
-                    slope[i] = (flow(w + away) - flow(w - away)) / 2e-5
-            self.previous[name] = [metric(w - move, tau) for move in moves]
-            plain = result[name].reshape(-1)
-            natural = solve @ plain
-            self.n[name], self.gated[name] = n, float(n > self.epsilon)
-            self.correction[name] = float((natural - plain).norm() / plain.norm())
-            result[name] = (natural * (n <= self.epsilon) + self.alpha * slope).reshape(result[name].shape)
-        return result
+                n += float(flow(w[index]))
+                slope[index] = central_differences(flow, w[index])
+        self.previous[name] = metrics
+        return natural, n, slope
+
+
+def central_differences(function: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+    away = 1e-5 * torch.eye(len(w), dtype=w.dtype)
+    return torch.stack([(function(w + a) - function(w - a)) / 2e-5 for a in away])
 
 
 def mean(values: dict[str, float]) -> Tensor:
     return torch.tensor(sum(values.values()) / len(values), dtype=torch.float64)
 
 
-def spec(alpha: float, epsilon: float, rho: float = 0.9, kind: str = "exact") -> str:
-    return f"ricci(alpha={alpha}, epsilon={epsilon}, rho={rho}, inverse={kind})"
-
-
 CASES = [
-    (0.3, 1e9, 0.9, "exact"),
-    (0.3, 0.0, 0.9, "exact"),
-    (0.3, 0.05, 0.9, "exact"),  # between the two layers' N: one gate open, one shut
-    (0.1, 1e9, 0.5, "weak"),
+    Case(0.3, 1e9),
+    Case(0.3, 0.0),
+    Case(0.3, 0.05),  # between the two layers' N: one gate open, one shut
+    Case(0.1, 1e9, rho=0.5, inverse="weak"),
+    Case(0.3, 1e9, block="channel"),
+    Case(0.3, 1e9, block=5),  # a ragged last group in both layers
+    Case(0.3, 1e9, metric="hessian"),
+    Case(0.3, 1e9, metric="hessian", block="channel"),
+    Case(0.3, 1e9, shifts=(2, -1, 0, 3)),
+    Case(0.3, 1e9, inverse="exact", shifts=(-1, 1, 1, -1), block=4),
 ]
 
 
-@pytest.mark.parametrize(("alpha", "epsilon", "rho", "kind"), CASES)
-def test_three_steps_against_dense_matrices(alpha: float, epsilon: float, rho: float, kind: str) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.spec[21:-1])
+def test_three_steps_against_dense_matrices(case: Case) -> None:
     model = net()
-    method, optimizer = build_method(spec(alpha, epsilon, rho, kind)), optimizer_for(model)
-    dense = Dense(alpha, epsilon, rho, kind)
+    method, optimizer = build_method(case.spec), optimizer_for(model)
+    dense = Dense(case)
     shut = []
     for step in range(3):
         expected = dense.step(model, *batch(step), RATES)
@@ -157,32 +195,50 @@ def test_three_steps_against_dense_matrices(alpha: float, epsilon: float, rho: f
         assert_close(record.metrics["ricci_n"], mean(dense.n), "frobenius")
         assert_close(record.metrics["ricci_gated"], mean(dense.gated), "reordered")
         assert_close(record.metrics["ricci_correction"], mean(dense.correction), "dense")
+        assert record.layer_names == ("3", "6")
+        assert_close(
+            record.layer_metrics["ricci_n"], torch.tensor(list(dense.n.values()), dtype=torch.float64), "frobenius"
+        )
         shut.append(sum(dense.gated.values()))
 
-    assert min(dense.n.values()) > 1e-4  # there was something to compare
-    assert shut == {1e9: [0, 0, 0], 0.0: [0, 2, 2], 0.05: [0, 1, 1]}[epsilon]
+    assert min(dense.n.values()) > 1e-6  # there was something to compare
+    if case.epsilon < 1e9:
+        assert shut == {0.0: [0, 2, 2], 0.05: [0, 1, 1]}[case.epsilon]
 
 
 def test_the_first_step_has_no_history() -> None:
     """Whatever α and ε: no g(t) yet, hence the natural gradient alone."""
     model = net()
-    expected = Dense(0.0, float("inf")).step(model, *batch(0), RATES)
-    record = build_method(spec(5.0, 0.0)).step(model, batch(0), LOSS, optimizer_for(model))
+    expected = Dense(Case(0.0, float("inf"))).step(model, *batch(0), RATES)
+    record = build_method(Case(5.0, 0.0).spec).step(model, batch(0), LOSS, optimizer_for(model))
     assert record.metrics["ricci_n"] == 0
     assert record.metrics["ricci_gated"] == 0
     for name in RATES:
         assert_close(model.get_parameter(name).grad, expected[name], "dense")
 
 
+def test_gradient_mode_is_algorithm_1() -> None:
+    """Natural gradient alone, without any shifted pass: inputs need not even be images."""
+    model = net()
+    method, optimizer = build_method("ricci(mode=gradient, alpha=5, epsilon=0, rho=0.7)"), optimizer_for(model)
+    for step in range(2):
+        expected = Dense(Case(0.0, float("inf"), rho=0.7)).step(model, *batch(step), RATES)
+        record = method.step(model, batch(step), LOSS, optimizer)
+        for name in RATES:
+            assert_close(model.get_parameter(name).grad, expected[name], "dense")
+        assert record.metrics["ricci_n"] == 0
+    assert method.state_dict() == {"steps": 2, "memory": {}}
+
+
 def test_an_open_gate_and_no_flow_is_the_natural_gradient() -> None:
     model = net()
-    method, optimizer = build_method("ricci(alpha=0, epsilon=1e30)"), optimizer_for(model)
+    method, optimizer = build_method("ricci(mode=faithful, alpha=0, epsilon=1e30)"), optimizer_for(model)
     for step in range(2):
         plain = gradients(model, *batch(step))
         weights = {name: model.get_parameter(name).detach().clone().reshape(-1) for name in RATES}
         method.step(model, batch(step), LOSS, optimizer)
         for name, w in weights.items():
-            g = metric(w, largest_tau(w, 0.9))
+            g = Case(0, 0).g(w, largest_tau(w, 0.9))
             assert torch.linalg.eigvalsh(g).min() > 0
             natural = torch.linalg.solve(g, plain[name].reshape(-1))
             assert_close(model.get_parameter(name).grad.reshape(-1), natural, "dense")
@@ -191,22 +247,13 @@ def test_an_open_gate_and_no_flow_is_the_natural_gradient() -> None:
 
 def test_a_shut_gate_and_no_flow_leaves_the_latent_weights_where_they_are() -> None:
     model = net()
-    method, optimizer = build_method(spec(0.0, 0.0)), optimizer_for(model)
+    method, optimizer = build_method(Case(0.0, 0.0).spec), optimizer_for(model)
     method.step(model, batch(0), LOSS, optimizer)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     method.step(model, batch(1), LOSS, optimizer)
     for name, parameter in model.named_parameters():
         idle = name in RATES or name in ("0.bias", "3.bias")  # batch normalisation cancels these biases
         assert torch.allclose(parameter, before[name], atol=1e-12) == idle, name
-
-
-@pytest.mark.parametrize("rows", [-1, 0, 1])
-@pytest.mark.parametrize("columns", [-1, 0, 1])
-def test_translate_against_a_slow_twin(rows: int, columns: int) -> None:
-    images = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    moved = translate(images, rows, columns)
-    assert torch.equal(moved, slow_translate(images, rows, columns))
-    assert moved.shape == images.shape
 
 
 def test_the_residual_keeps_its_digits_in_float32() -> None:
@@ -233,15 +280,15 @@ def test_frozen_latent_weights_are_left_out() -> None:
     model = net()
     model[3].weight.requires_grad_(False)
     before = model[3].weight.clone()
-    method, optimizer = build_method(spec(0.1, 1e9)), optimizer_for(model)
-    dense = Dense(0.1, 1e9)
+    method, optimizer = build_method(Case(0.1, 1e9).spec), optimizer_for(model)
+    dense = Dense(Case(0.1, 1e9))
     for step in range(2):
         expected = dense.step(model, *batch(step), {"6.weight": RATES["6.weight"]})
         record = method.step(model, batch(step), LOSS, optimizer)
         assert_close(model[6].weight.grad, expected["6.weight"], "finite difference")
         assert_close(record.metrics["ricci_n"], mean(dense.n), "frobenius")
     assert torch.equal(model[3].weight, before)
-    assert set(method.state_dict()["previous"]) == {"6.weight"}
+    assert set(method.state_dict()["memory"]) == {"6.weight"}
 
 
 def test_weights_outside_the_optimizer_are_left_out() -> None:
@@ -252,7 +299,7 @@ def test_weights_outside_the_optimizer_are_left_out() -> None:
     for step in range(2):
         assert method.step(model, batch(step), LOSS, optimizer).loss.isfinite()
     assert torch.equal(model[6].weight, before)
-    assert set(method.state_dict()["previous"]) == {"3.weight"}
+    assert set(method.state_dict()["memory"]) == {"3.weight"}
 
 
 class Spare(nn.Module):
@@ -290,7 +337,7 @@ def test_tied_latent_weights_count_once() -> None:
     model.tied.weight = model.side.weight
     method = build_method("ricci")
     method.step(model, batch(0), LOSS, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert set(method.state_dict()["previous"]) == {"main.3.weight", "main.6.weight", "side.weight"}
+    assert set(method.state_dict()["memory"]) == {"main.3.weight", "main.6.weight", "side.weight"}
 
 
 def step_with(
@@ -302,7 +349,7 @@ def step_with(
 
 
 def test_inputs_must_be_images() -> None:
-    with pytest.raises(ConfigError, match=r"shifts images \(N, C, H, W\); inputs of shape \(5, 6, 6\) were given"):
+    with pytest.raises(ConfigError, match=r"shifts images \(N, C, H, W\); inputs of shape \(N, 6, 6\) were given"):
         step_with(net(), inputs=batch(0)[0][:, 0])
 
 
@@ -332,9 +379,22 @@ def test_the_loss_must_depend_on_them() -> None:
     [
         ("alpha=-1", "alpha=-1 .* must be a number that is not negative"),
         ("epsilon=-0.5", "epsilon=-0.5 .* must be a number that is not negative"),
-        ("rho=0", "rho=0 .* must lie between 0 and 1"),
-        ("rho=1", "rho=1 .* must lie between 0 and 1"),
-        ("shift=2", r"shift=2 .* must stay below 4 pixels"),
+        ("rho=0", "rho=0 must lie between 0 and 1"),
+        ("rho=1", "rho=1 must lie between 0 and 1"),
+        ("tau=0", r"tau=0 .*must be a positive number or auto or dominance"),
+        ("margin=1", r"margin=1 must be at least 0 and below 1"),
+        ("block=rows", r"block='rows' of method 'ricci' must be layer, channel or a positive group size"),
+        ("shifts=(2, -2, 1, -1)", r"k1 and k2 must differ, by less than 4 pixels"),
+        ("shifts=(1, -1, 0, 0)", r"j1 and j2 must differ, by less than 4 pixels"),
+        ("shifts=(1, -1)", r"four whole numbers k1, k2, j1, j2"),
+        ("shifts=(0.5, -0.5, 1, -1)", r"four whole numbers k1, k2, j1, j2"),
+        ("axes=0", r"axes=\(0,\) of method 'ricci' must be one or two different axes .*other than 0"),
+        ("axes=(2, 2)", r"must be one or two different axes"),
+        ("mode=quick", "mode='quick' of method 'ricci' must be fast, faithful or gradient"),
+        ("metric=euclidean", "metric='euclidean' of method 'ricci' must be lne or hessian"),
+        ("mode=faithful, interval=2", "interval=2 of method 'ricci' belongs to mode=fast; mode=faithful was asked for"),
+        ("interval=0", "interval=0 .* must be a number of steps, 1 or more"),
+        ("shift_fraction=0", "shift_fraction=0 .* must be above 0 and at most 1"),
         ("inverse=strong", "inverse='strong' .* must be exact or weak"),
     ],
 )
@@ -350,15 +410,17 @@ def test_nan_is_no_option() -> None:
 
 def test_the_state_of_another_model_is_refused() -> None:
     method = build_method("ricci")
-    method.load_state_dict({"previous": {"3.weight": torch.zeros(4, 3, dtype=torch.float64)}})
+    other = {"u": torch.zeros(4, 1, 3, dtype=torch.float64), "n": torch.zeros(()), "slope": None}
+    method.load_state_dict({"steps": 4, "memory": {"3.weight": other}})
     model = net()
-    with pytest.raises(CheckpointError, match=r"layer '3.weight' with 3 weights, the model has 16 there"):
+    message = r"layer '3.weight' as 1 x 3 weights under 4 shifts, here it is 1 x 16 weights under 4 shifts"
+    with pytest.raises(CheckpointError, match=message):
         method.step(model, batch(0), LOSS, optimizer_for(model))
 
 
 def test_the_history_follows_the_weights_dtype() -> None:
     model = net().float()
-    method, optimizer = build_method("ricci"), optimizer_for(model)
+    method, optimizer = build_method("ricci(mode=faithful)"), optimizer_for(model)
     images, labels = batch(0)
     method.step(model, (images.float(), labels), LOSS, optimizer)
     model.double()

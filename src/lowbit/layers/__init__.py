@@ -4,8 +4,16 @@ from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvT
 from lowbit.layers.conversion import ConversionPlan, LayerOptions, LayerPlan, convert, plan
 from lowbit.layers.cost import LayerSummary, Summary, summary
 from lowbit.layers.fake_quantize import FakeQuantize, anneals, quantizers_of, set_progress
-from lowbit.layers.inspect import calibrate, frozen_statistics, latent_parameters, quant_layers, scale_parameters
+from lowbit.layers.inspect import (
+    calibrate,
+    frozen_statistics,
+    latent_parameters,
+    plain_name,
+    quant_layers,
+    scale_parameters,
+)
 from lowbit.layers.linear import QuantLinear
+from lowbit.layers.parts import weights_per_part
 
 __all__ = [
     "ConversionPlan",
@@ -24,10 +32,12 @@ __all__ = [
     "convert",
     "frozen_statistics",
     "latent_parameters",
+    "plain_name",
     "plan",
     "quant_layers",
     "quantizers_of",
     "scale_parameters",
     "set_progress",
     "summary",
+    "weights_per_part",
 ]

@@ -23,6 +23,12 @@ def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QUANT_LAYERS))
 
 
+def plain_name(name: str) -> str:
+    """A parameter's or module's name without what torch.compile, DDP and Fabric put before it."""
+    first, dot, rest = name.partition(".")
+    return plain_name(rest) if dot and first in ("_forward_module", "_orig_mod", "module") else name
+
+
 def latent_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The latent weights, which the forward pass reads through a quantizer: each once, with its name."""
     low_bit = [layer for _, layer in quant_layers(model) if isinstance(layer.weight_quantizer, FakeQuantize)]

@@ -18,16 +18,20 @@ class Plain(AbstractMethod):
     Args:
         backward: how to run a backward pass, for launchers that wrap it.
         clip_norm: clip the norm of the gradients of all parameters that move, together, before they do.
+        micro_batches: parts to cut each batch into.
     """
 
-    def __init__(self, backward: Backward = Tensor.backward, clip_norm: float | None = None) -> None:
+    def __init__(
+        self, backward: Backward = Tensor.backward, clip_norm: float | None = None, micro_batches: int = 1
+    ) -> None:
         self.backward = backward
         self.clip_norm = clip_norm
+        self.micro_batches = micro_batches
 
     def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
         """One pass, one step."""
         optimizer.zero_grad()
-        record = forward_backward(model, batch, loss_fn, self.backward)
+        record = forward_backward(model, batch, loss_fn, self.backward, self.micro_batches)
         move(model, optimizer, self.clip_norm)
         return record
 

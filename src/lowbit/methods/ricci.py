@@ -1,19 +1,31 @@
-"""Training under a discrete Ricci flow (RF-DNN), Algorithm 2, as printed: one ordinary pass and four shifted ones."""
+"""Training under a discrete Ricci flow: RF-DNN, Algorithms 1 and 2 of the paper."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from lowbit._errors import CheckpointError, ConfigError
 from lowbit.estimators import ESTIMATORS
-from lowbit.geometry import Inverse, LNEMetric, largest_tau, outer_difference_norm_squared
-from lowbit.layers import frozen_statistics, latent_parameters, quantizers_of
+from lowbit.geometry import (
+    Block,
+    HessianMetric,
+    LNEMetric,
+    Tau,
+    TauRule,
+    check_block,
+    diagonal_difference_norm_squared,
+    from_blocks,
+    outer_difference_norm_squared,
+    require_positive_definite,
+    to_blocks,
+)
+from lowbit.layers import quantizers_of
 from lowbit.methods._base import (
     METHODS,
     AbstractMethod,
@@ -24,21 +36,34 @@ from lowbit.methods._base import (
     forward_backward,
     learning_rates,
     move,
+    moving_latent_weights,
 )
+from lowbit.methods._shifts import Shifts, Transform, shifted_gradients
 
-# Which shift each of the four passes applies, in units of `shift`: rows (k1, k2), then columns (j1, j2).
-SHIFTS = {"k1": (1, 0), "k2": (-1, 0), "j1": (0, 1), "j2": (0, -1)}
+FAST_FRACTION, FAST_INTERVAL = 0.25, 4
+FIGURES = ("ricci_n", "gated", "pull", "correction", "norm_squared", "dominance_margin")
+MODES = ("fast", "faithful", "gradient")
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer that takes part in the flow: its latent weight, the learning rate η of that, its metric g_w and τ."""
+    """A layer that takes part: its latent weight, that as blocks (b, n), its learning rate η, its metric g_w and τ."""
 
     name: str
     weight: nn.Parameter
+    blocks: Tensor
     rate: float
-    metric: LNEMetric
+    metric: LNEMetric | HessianMetric
     tau: Tensor
+
+
+@dataclass
+class _Memory:
+    """What is kept of a layer: u of g(t)|a, shape (count, b, n); N and ∂N/∂w (b, n) as they were last evaluated."""
+
+    u: Tensor
+    n: Tensor
+    slope: Tensor | None
 
 
 @METHODS.register("ricci")
@@ -47,179 +72,227 @@ class Ricci(AbstractMethod):
 
     For each layer, with latent weights w, `g_w = δ − u uᵀ`, `u = tanh(τ w)`:
 
-    - four passes over the batch translated by k1, k2 rows and j1, j2 columns; each gives a virtual update
+    - passes over the batch translated by k1, k2 rows and j1, j2 columns; each gives a virtual update
       `w|a = w − η g_w⁻¹ ∂L|a` and from it a metric `g|a` (Eq. 30 to 32);
     - `−2 Ric = (g|k1 − g|k2)/(k1 − k2) − (g|j1 − g|j2)/(j1 − j2)`, and the flow asks for `g(t+1)|k1 − g(t)|k1 = −2
       Ric(t)` (Eq. 33, 34). What is missing from that is `N = ‖g(t+1)|k1 − g(t)|k1 + 2 Ric(t)‖²` (Eq. 35), here from
       inner products: O(n);
     - gradient `g_w⁻¹ ∂L · 1[N ≤ ε] + α ∂N/∂w` (Eq. 36 and the loss L + αN of Algorithm 2).
 
-    Choices the paper leaves open (ours): g(t) is that of the previous step, g(t+1)|k1 is this step's and carries ∂N/∂w
-    with the virtual gradients held constant; the gate acts on the loss's part alone; shifted passes leave the running
-    statistics of batch normalisation alone; pixels shifted in are 0; τ is the largest with ‖u‖² ≤ ρ, held constant in
-    ∂N/∂w; η is the learning rate of the latent weights' parameter group. α and ε have no published values.
+    Modes: `faithful` is Algorithm 2 as printed, four passes over the whole batch at every step. `fast` takes the
+    translations of a part of the batch, in one pass, at every `interval`-th step, from which (N, ∂N/∂w) are kept in
+    between; t counts those steps. `gradient` is Algorithm 1, `g_w⁻¹ ∂L` and nothing else.
+
+    Choices the paper leaves open (ours): g(t) is that of the last evaluation, g(t+1)|k1 is this one's and carries
+    ∂N/∂w with the virtual gradients held constant; the gate acts on the loss's part alone; shifted passes leave the
+    running statistics of batch normalisation alone; what is shifted in is 0; τ is held constant in ∂N/∂w; η is the
+    learning rate of the latent weights' parameter group. α, ε, τ and the shifts have no published values: see
+    docs/ricci.md for how these were chosen.
 
     Weights that are float, frozen, not in the optimizer, or not reached by the loss keep their ordinary gradient: the
-    flow is over the latent weights that move.
-
-    The model's estimator should be `identity` or `clipped`: this method applies g⁻¹ itself.
+    flow is over the latent weights that move. The model's estimator should be `identity` or `clipped`: this method
+    applies g⁻¹ itself.
 
     Args:
-        alpha: α, the weight of N in the loss.
-        epsilon: ε, the largest N at which a layer still follows the loss.
-        rho: ρ, the bound on ‖u‖², between 0 and 1.
-        shift: k1 = j1 = shift and k2 = j2 = −shift, in pixels; the paper asks for |k1 − k2| < 4.
-        inverse: exact (Sherman–Morrison, ours) or weak (Eq. 29).
-        backward, clip_norm: as for `plain`.
+        mode: fast, faithful or gradient.
+        alpha: α ≥ 0, the weight of N in the loss.
+        epsilon: ε ≥ 0, the largest N at which a layer still follows the loss.
+        metric: `lne` (Eq. 16) or `hessian`, diag(1 − u²), the Bregman metric proper (ours).
+        tau: τ, a number or a rule, "auto" or "dominance"; with `rho` and `margin` see `geometry.TauRule`. With the
+            exact inverse a number is lowered where the weights have grown so much that ‖u‖² would exceed ρ.
+        block: what carries a metric of its own: `layer`, `channel` (output channel) or a group size. N is then the sum
+            over the blocks.
+        inverse: exact (Sherman–Morrison, ours) or weak (Eq. 29). The strong one would train a network for every layer
+            at every step: it is in `geometry.LNEMetric` alone.
+        shifts: k1, k2, j1, j2 in pixels; |k1 − k2|, |j1 − j2| < 4.
+        axes: for inputs that are not images, the axes to shift along: that of k and that of j, or a single one.
+        transform: in place of translation; see `Shifts`.
+        shift_fraction, interval, together: of the fast mode: the part of the batch that is translated (1/4), the steps
+            between two evaluations (4), all translations in one pass (True).
+        backward, clip_norm, micro_batches: as for `plain`.
 
-    Inputs must be images (N, C, H, W). The step reports the metrics `ricci_n` (mean of N over layers), `ricci_gated`
-    (share of layers whose gate was shut) and `ricci_correction` (mean over layers of ‖g⁻¹∂ − ∂‖/‖∂‖).
+    The step reports, for each layer, N, whether the gate was shut (1 or 0), the pull of the regulariser
+    α‖∂N/∂w‖/‖g⁻¹∂L‖, the metric's correction ‖g⁻¹∂L − ∂L‖/‖∂L‖, and the largest ‖u‖² and smallest dominance margin of
+    its blocks; the means of the first four over layers are `ricci_n`, `ricci_gated`, `ricci_pull`, `ricci_correction`.
 
-    Source: [chen2024ricci], Algorithm 2.
+    Raises: ConfigError for options, inputs or models that do not fit; it names the layer and the largest admissible τ
+    where a given τ breaks positive definiteness.
+
+    Source: [chen2024ricci], Algorithms 1 and 2.
     """
 
     def __init__(
         self,
+        mode: Literal["fast", "faithful", "gradient"] = "fast",
         alpha: float = 0.01,
         epsilon: float = 1.0,
+        metric: Literal["lne", "hessian"] = "lne",
+        tau: Tau = "auto",
         rho: float = 0.9,
-        shift: int = 1,
-        inverse: Inverse = "exact",
+        margin: float = 0.1,
+        block: Block = "layer",
+        inverse: Literal["exact", "weak"] = "exact",
+        shifts: tuple[int, int, int, int] = (1, -1, 1, -1),
+        axes: tuple[int, ...] | int | None = None,
+        transform: Transform | str | None = None,
+        shift_fraction: float | None = None,
+        interval: int | None = None,
+        together: bool | None = None,
         backward: Backward = Tensor.backward,
         clip_norm: float | None = None,
+        micro_batches: int = 1,
     ) -> None:
-        if shift != 1:
-            raise ConfigError(
-                f"shift={shift} of method 'ricci': |k1 − k2| = 2·shift must stay below 4 pixels, so it is 1"
-            )
-        if not 0 < rho < 1:
-            raise ConfigError(
-                f"rho={rho} of method 'ricci' must lie between 0 and 1: g is positive definite only there"
-            )
-        if inverse not in ("exact", "weak"):
-            raise ConfigError(f"inverse={inverse!r} of method 'ricci' must be exact or weak")
+        _check_choice("mode", mode, MODES)
+        _check_choice("metric", metric, ("lne", "hessian"))
+        _check_choice("inverse", inverse, ("exact", "weak"))
         for option, value in (("alpha", alpha), ("epsilon", epsilon)):
             if not value >= 0:
                 raise ConfigError(f"{option}={value} of method 'ricci' must be a number that is not negative")
-        self.alpha, self.epsilon, self.rho, self.shift, self.inverse = alpha, epsilon, rho, shift, inverse
-        self.backward = backward
-        self.clip_norm = clip_norm
-        # u of g(t)|k1, k2, j1, j2 for each layer: shape (4, n).
-        self._previous: dict[str, Tensor] = {}
+        check_block(block, "method 'ricci'")
+        given = {"shift_fraction": shift_fraction, "interval": interval, "together": together}
+        for name, setting in given.items():
+            if mode != "fast" and setting is not None:
+                raise ConfigError(f"{name}={setting} of method 'ricci' belongs to mode=fast; mode={mode} was asked for")
+        fast = mode == "fast"
+        self.shift_fraction = shift_fraction if shift_fraction is not None else FAST_FRACTION if fast else 1.0
+        self.interval = interval if interval is not None else FAST_INTERVAL if fast else 1
+        self.together = together if together is not None else fast
+        if not 0 < self.shift_fraction <= 1:
+            raise ConfigError(f"shift_fraction={shift_fraction} of method 'ricci' must be above 0 and at most 1")
+        if type(self.interval) is not int or self.interval < 1:
+            raise ConfigError(f"interval={interval} of method 'ricci' must be a number of steps, 1 or more")
+        self.mode, self.alpha, self.epsilon, self.block, self.inverse = mode, alpha, epsilon, block, inverse
+        self.kind = metric
+        self.rule = TauRule(tau, rho, margin)
+        self.shifts = Shifts(shifts, (axes,) if isinstance(axes, int) else axes, transform)
+        self.backward, self.clip_norm, self.micro_batches = backward, clip_norm, micro_batches
+        self._steps = 0
+        self._memory: dict[str, _Memory] = {}
 
     def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
-        """Four shifted passes, one ordinary pass, one step."""
-        if batch[0].ndim != 4:
-            raise ConfigError(
-                f"method 'ricci' shifts images (N, C, H, W); inputs of shape {tuple(batch[0].shape)} were given"
-            )
+        """The shifted passes, if it is their turn, then the ordinary pass and the optimizer's step."""
+        layers = self._layers(model, optimizer)
+        if self.mode != "gradient" and self._steps % self.interval == 0:
+            self._evaluate(model, batch, loss_fn, layers)
+        optimizer.zero_grad()
+        record = forward_backward(model, batch, loss_fn, self.backward, self.micro_batches)
+        if all(layer.weight.grad is None for layer in layers):
+            raise ConfigError("method 'ricci': the loss depends on none of the model's latent weights")
+        figures = torch.stack([self._correct(layer) for layer in layers])
+        move(model, optimizer, self.clip_norm)
+        self._steps += 1
+        by_layer = dict(zip(FIGURES, figures.T, strict=True))
+        metrics = {f"ricci_{name.removeprefix('ricci_')}": by_layer[name].mean() for name in FIGURES[:4]}
+        return StepRecord(record.loss, record.correct, metrics, tuple(_module_of(x.name) for x in layers), by_layer)
+
+    def _layers(self, model: nn.Module, optimizer: Optimizer) -> list[_Layer]:
         rates = learning_rates(optimizer)
-        latent = [(name, w) for name, w in latent_parameters(model) if w.requires_grad and id(w) in rates]
-        if not latent:
-            raise ConfigError(
-                "method 'ricci' needs latent weights that move: convert the model to a few bits, leave some of those "
-                "weights unfrozen, and give them to the optimizer"
-            )
+        latent = moving_latent_weights(model, rates, "ricci")
         if any(ESTIMATORS.name_of(type(q.rule), "") == "lne" for q in quantizers_of(model)):
             raise ConfigError(
                 "method 'ricci' applies g⁻¹ itself: take the estimator 'identity' or 'clipped', not 'lne'"
             )
-        flow = [_Layer(name, w, rates[id(w)], *self._metric(w.detach())) for name, w in latent]
-        moves = self._virtual_moves(model, batch, loss_fn, optimizer, flow)
-        optimizer.zero_grad()
-        record = forward_backward(model, batch, loss_fn, self.backward)
-        figures = [
-            self._correct(layer, torch.stack(moves[layer.name]))
-            for layer in flow
-            if len(moves[layer.name]) == len(SHIFTS) and layer.weight.grad is not None
-        ]
-        if not figures:
-            raise ConfigError("method 'ricci': the loss depends on none of the model's latent weights")
-        move(model, optimizer, self.clip_norm)
-        n, gated, correction = torch.stack(figures).mean(0)
-        return StepRecord(
-            record.loss, record.correct, {"ricci_n": n, "ricci_gated": gated, "ricci_correction": correction}
-        )
+        return [self._layer(name, w, rates[id(w)]) for name, w in latent]
 
-    def _metric(self, w: Tensor) -> tuple[LNEMetric, Tensor]:
-        flat = w.reshape(-1)
-        tau = largest_tau(flat, self.rho)
-        return LNEMetric(flat, tau, self.inverse), tau
+    def _layer(self, name: str, weight: nn.Parameter, rate: float) -> _Layer:
+        blocks = to_blocks(weight.detach(), self.block)
+        if self.kind == "hessian":
+            tau = self.rule(blocks)
+            return _Layer(name, weight, blocks, rate, HessianMetric(blocks, tau), tau)
+        if self._steps == 0 and not isinstance(self.rule.tau, str):
+            require_positive_definite(blocks, self.rule.tau, _module_of(name))
+        tau = self.rule(blocks) if self.inverse == "weak" else self.rule.admissible(blocks)
+        return _Layer(name, weight, blocks, rate, LNEMetric(blocks, tau, self.inverse), tau)
 
-    def _virtual_moves(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        loss_fn: Loss,
-        optimizer: Optimizer,
-        flow: list[_Layer],
-    ) -> dict[str, list[Tensor]]:
-        """η g_w⁻¹ ∂L|a for the four shifts a, where there is a gradient: layer name → four of shape (n,)."""
-        images, labels = batch
-        moves: dict[str, list[Tensor]] = {layer.name: [] for layer in flow}
-        with frozen_statistics(model):
-            for rows, columns in SHIFTS.values():
-                optimizer.zero_grad()
-                shifted = translate(images, self.shift * rows, self.shift * columns)
-                forward_backward(model, (shifted, labels), loss_fn, self.backward)
-                for layer in flow:
-                    if layer.weight.grad is not None:
-                        moves[layer.name].append(layer.rate * layer.metric.solve(layer.weight.grad.reshape(-1)))
-        return moves
+    def _evaluate(self, model: nn.Module, batch: Batch, loss_fn: Loss, layers: Sequence[_Layer]) -> None:
+        """N and ∂N/∂w of every layer that the shifted losses reach; g(t+1) takes the place of g(t)."""
+        count = max(1, round(self.shift_fraction * len(batch[0])))
+        part = batch[0][:count], batch[1][:count]
+        weights = [layer.weight for layer in layers]
+        found = shifted_gradients(model, part, loss_fn, weights, self.shifts, self.together, self.micro_batches)
+        for layer, gradients in zip(layers, found, strict=True):
+            if gradients is not None:
+                moves = torch.stack([layer.rate * layer.metric.solve(to_blocks(g, self.block)) for g in gradients])
+                self._memory[layer.name] = self._flow(layer, moves)
 
-    def _correct(self, layer: _Layer, moves: Tensor) -> Tensor:
-        """Turn the layer's gradient into the paper's; returns (N, gate shut, relative correction)."""
-        w = layer.weight
-        assert w.grad is not None
-        n, slope = self._flow_residual(layer.name, w, layer.tau, moves)
-        plain = w.grad.reshape(-1)
-        natural = layer.metric.solve(plain)
-        open_gate = n <= self.epsilon
-        correction = (natural - plain).norm() / plain.norm().clamp_min(torch.finfo(plain.dtype).tiny)
-        w.grad.copy_((natural * open_gate + self.alpha * slope).reshape(w.shape))
-        return torch.stack([n, (~open_gate).to(n.dtype), correction])
-
-    def _flow_residual(self, name: str, w: nn.Parameter, tau: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """N of Eq. 35 and ∂N/∂w, both 0 at the first step, when there is no g(t) yet; stores this step's metrics."""
+    def _flow(self, layer: _Layer, moves: Tensor) -> _Memory:
+        """This step's metrics, N of Eq. 35 and ∂N/∂w, both 0 while there is no g(t) yet."""
+        now = torch.tanh(layer.tau * (layer.blocks - moves))
+        before = self._memory.get(layer.name)
+        if before is None:
+            return _Memory(now, now.new_zeros(()), None)
+        previous = before.u.to(now)
+        if previous.shape != now.shape:
+            raise CheckpointError(
+                f"method 'ricci' remembers layer '{layer.name}' as {_described(previous)}, here it is "
+                f"{_described(now)}: its state is that of another model"
+            )
+        slope = None
         with torch.enable_grad():
-            flat = w.detach().reshape(-1).requires_grad_()
-            now = torch.tanh(tau * (flat - moves))
-            previous = self._previous.get(name)
-            if previous is not None and previous.shape != now.shape:
-                raise CheckpointError(
-                    f"method 'ricci' remembers layer '{name}' with {previous.shape[-1]} weights, the model has "
-                    f"{flat.numel()} there: its state is that of another model"
-                )
-            if previous is None:
-                n, slope = flat.new_zeros(()), torch.zeros_like(flat)
-            else:
-                n = self._residual(now[0], previous.to(now))
-                (slope,) = torch.autograd.grad(n, flat)
-        self._previous[name] = now.detach()
-        return n.detach(), slope
+            w = layer.blocks.clone().requires_grad_(self.alpha > 0)
+            n = self._residual(torch.tanh(layer.tau * (w - moves[0])), previous)
+            if self.alpha:
+                (slope,) = torch.autograd.grad(n, w)
+        return _Memory(now, n.detach(), slope)
 
     def _residual(self, now: Tensor, previous: Tensor) -> Tensor:
-        """N of Eq. 35 from u of g(t+1)|k1, shape (n,), and of g(t)|k1, k2, j1, j2, shape (4, n): δ cancels."""
-        k1, k2, j1, j2 = previous
-        k = j = 2 * self.shift
-        coefficients = now.new_tensor([-1.0, 1 / k, -1 / j])
-        return outer_difference_norm_squared(coefficients, torch.stack([now, k1, j1]), torch.stack([k1, k2, j2]))
+        """N of Eq. 35 from u of g(t+1)|k1, shape (b, n), and of g(t)|k1, k2, j1, j2, shape (count, b, n)."""
+        first = torch.cat([now.unsqueeze(0), previous[0::2]])
+        second = torch.cat([previous[:1], previous[1::2]])
+        norm = outer_difference_norm_squared if self.kind == "lne" else diagonal_difference_norm_squared
+        return norm(now.new_tensor(self.shifts.coefficients), first, second).sum()
+
+    def _correct(self, layer: _Layer) -> Tensor:
+        """Turn the layer's gradient into the paper's; returns the layer's figures."""
+        u = torch.tanh(layer.tau * layer.blocks)
+        shape_of_metric = [u.square().sum(-1).max(), layer.metric.dominance_margin().min()]
+        grad, memory = layer.weight.grad, self._memory.get(layer.name)
+        if grad is None:
+            zero = u.new_zeros(())
+            return torch.stack([zero, zero, zero, zero, *shape_of_metric])
+        plain = to_blocks(grad, self.block)
+        natural = layer.metric.solve(plain)
+        correction = _relative(natural - plain, plain)
+        n = pull = u.new_zeros(())
+        if memory is not None:
+            n = memory.n.to(u)
+        shut = n > self.epsilon
+        result = natural * ~shut
+        if memory is not None and memory.slope is not None:
+            regulariser = self.alpha * memory.slope.to(u)
+            pull = _relative(regulariser, natural)
+            result = result + regulariser
+        grad.copy_(from_blocks(result, grad.shape))
+        return torch.stack([n, shut.to(n.dtype), pull, correction, *shape_of_metric])
 
     def state_dict(self) -> dict[str, Any]:
-        """u of g(t)|k1, k2, j1, j2 for each layer."""
-        return {"previous": dict(self._previous)}
+        """Steps so far; for each layer u of g(t)|a, N and ∂N/∂w."""
+        return {"steps": self._steps, "memory": {name: vars(memory) for name, memory in self._memory.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up g(t). Raises: CheckpointError when the state is another method's."""
-        if set(state) != {"previous"}:
+        if set(state) != {"steps", "memory"}:
             raise CheckpointError(
                 "the checkpoint holds no state of the method 'ricci': it was written by another method"
             )
-        self._previous = dict(state["previous"])
+        self._steps = int(state["steps"])
+        self._memory = {name: _Memory(**memory) for name, memory in state["memory"].items()}
 
 
-def translate(images: Tensor, rows: int, columns: int) -> Tensor:
-    """Images (N, C, H, W) moved down by `rows` and right by `columns` pixels; 0 comes in at the border."""
-    height, width = images.shape[-2:]
-    # Negative padding crops: what is added on one side is taken away on the other.
-    return F.pad(images, (columns, -columns, rows, -rows))[..., :height, :width]
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{option}={value!r} of method 'ricci' must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def _relative(part: Tensor, whole: Tensor) -> Tensor:
+    return part.norm() / whole.norm().clamp_min(torch.finfo(whole.dtype).tiny)
+
+
+def _described(u: Tensor) -> str:
+    shifts, blocks, size = u.shape
+    return f"{blocks} x {size} weights under {shifts} shifts"
+
+
+def _module_of(parameter: str) -> str:
+    """The layer that a parameter belongs to: "stage1.0.conv1.weight" → "stage1.0.conv1"."""
+    return parameter.rpartition(".")[0] or parameter

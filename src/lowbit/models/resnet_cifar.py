@@ -137,6 +137,8 @@ def _of_depth(depth: int) -> Callable[..., nn.Module]:
     return MODELS.register(f"resnet{depth}")(factory)
 
 
+resnet8 = _of_depth(8)
+resnet14 = _of_depth(14)
 resnet20 = _of_depth(20)
 resnet32 = _of_depth(32)
 resnet44 = _of_depth(44)
