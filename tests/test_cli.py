@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lowbit import __version__
-from lowbit.cli import FAMILIES, main
+from lowbit.cli import FAMILIES, FlowCommand, main
 from lowbit.data import DATA
+from lowbit.diagnostics.flow import FlowExperiment
 from lowbit.estimators import ESTIMATORS
 from lowbit.methods import METHODS
 from lowbit.models import MODELS
@@ -158,6 +160,13 @@ def test_resuming_takes_the_runs_configuration_and_refuses_another(lowbit: Run) 
         (["train", "--model", "mlp(hidden=(8,))"], ["no layer of 'mlp(hidden=(8,))' would be low-bit", "--keep-float"]),
         (["train", "--model", "mlp", "--batch-size", "1"], ["model 'mlp' fails", "take a larger --batch-size"]),
         (["list", "estimator"], ["error: lowbit list: 'estimator'", "did you mean 'estimators'?"]),
+        (["flow", "--equation", "heat"], ["error: --equation: 'heat' is not one of deturck, ricci"]),
+        (["flow", "--dim", "4"], ["error: dim is 4, expected 2 or 3"]),
+        (["flow", "--perturbation", "3"], ["positive definite", "it may be at most 0."]),
+        (["flow", "--grid", "many"], ["error: --grid is 'many', expected a whole number"]),
+        (["flow", "--out", "."], ["folder '.' exists and is not empty", "choose another --out"]),
+        (["plot"], ["Run folder", "required"]),
+        (["plot", "gone"], ["'gone'"]),
         (["summary", "--input", "3", "32"], ["--input"]),
         (["summary", "--input", "3", "a", "32"], ["error: --input is 'a', expected a whole number"]),
     ],
@@ -203,7 +212,7 @@ def test_help_describes_every_option(lowbit: Run) -> None:
     assert status == 0
     assert all(f"--{name.replace('_', '-')}" in " ".join(words).replace(",", " ").split() for name in FIELDS)
     assert "Bits of the weights" in " ".join(words)
-    for command in ("eval", "summary", "list"):
+    for command in ("eval", "summary", "list", "plot", "flow"):
         assert lowbit(command, "--help")[0] == 0
 
 
@@ -250,3 +259,37 @@ def test_summary_of_a_given_input_needs_no_data(lowbit: Run) -> None:
     assert "conv1" in out
     layers = json.loads(lowbit("summary", *options, "--json")[1])["layers"]
     assert layers[-1]["parameters"] == 64 * 100 + 100
+
+
+def test_flow_prints_the_rates_and_keeps_the_pictures(lowbit: Run) -> None:
+    status, out, err = lowbit("flow", "--grid", "8", "--perturbation", "0.02", "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert (result["dim"], result["grid"], result["linearised_rate"]) == (2, 8, pytest.approx(1))
+    assert result["fitted_rate"] == pytest.approx(1, rel=0.02)
+    assert result["exponential_r2"] > 0.9999 > result["fractional_power_r2"]
+    assert Path(result["run"]).parent == Path("runs")
+    assert all(Path(plot).stat().st_size > 10_000 for plot in result["plots"])
+    status, out, err = lowbit("flow", "--grid", "8", "--equation", "ricci", "--period", "3", "--out", "here")
+    assert (status, err) == (0, "")
+    assert "‖Ric(g(t))‖" in out
+    assert {path.name for path in Path("here").iterdir()} == {"decay.png", "curvature.png", "flow.json"}
+
+
+def test_flow_has_the_defaults_of_the_experiment() -> None:
+    options = {name: value for name, value in vars(FlowCommand()).items() if name not in ("out", "json")}
+    assert options == asdict(FlowExperiment())
+
+
+def test_plot_names_the_pictures_it_made(lowbit: Run) -> None:
+    assert lowbit("train", *SMALL, "--out", "here")[0] == 0
+    status, out, err = lowbit("plot", "here")
+    assert (status, err) == (0, "")
+    files = out.splitlines()
+    assert files
+    assert all(Path(file).is_relative_to("here") and Path(file).is_file() for file in files)
+    status, out, err = lowbit("plot", "here", "--out", "there", "--json")
+    result = json.loads(out)
+    assert (status, result["run"]) == (0, "here")
+    assert [Path(file).name for file in result["plots"]] == [Path(file).name for file in files]
+    assert all(Path(file).is_relative_to("there") and Path(file).is_file() for file in result["plots"])

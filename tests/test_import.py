@@ -15,6 +15,7 @@ LATE = (
     "PIL",
     "datasets",
     "lightning_fabric",
+    "matplotlib",
     "pyarrow",
     "sklearn",
     "tensorboard",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ commands:
   eval       test accuracy of a finished run: lowbit eval RUN
   summary    bits, parameters, operations and bytes of every layer of a model
   list       what there is to choose from: lowbit list [estimators|quantizers|models|data|methods]
+  plot       pictures of a run's curves and of what its layers did: lowbit plot RUN
+  flow       how fast a perturbed flat metric becomes flat under the Ricci-DeTurck flow
 
 options:
   -h, --help     this text; lowbit COMMAND --help describes a command
@@ -112,6 +115,45 @@ class ListCommand:
 
     family: Literal["all", "estimators", "quantizers", "models", "data", "methods"]
     """Which family; all of them when left out."""
+
+
+@dataclass(frozen=True)
+class PlotCommand:
+    """Pictures of a run: its curves, and what was measured in its layers."""
+
+    run: Path
+    """Run folder."""
+    out: Path | None = None
+    """Folder for the pictures; None takes plots in the run folder."""
+    json: bool = False
+    """Print one JSON object with the files written as the last line of standard output."""
+
+
+@dataclass(frozen=True)
+class FlowCommand:
+    """Perturb a flat metric at random, follow it along its Ricci flow, and fit how fast it becomes flat.
+
+    The rate is compared with that of the linearised flow. Two pictures and the numbers are written to a folder.
+    """
+
+    dim: int = 2
+    """Dimension of the torus: 2 or 3."""
+    perturbation: float = 0.05
+    """Size of the perturbation, as a share of the flat metric."""
+    grid: int | None = None
+    """Points along each axis; None takes 32 in two dimensions, 16 in three."""
+    time: float | None = None
+    """Flow time at which to end; None takes 6 divided by the linearised rate."""
+    seed: int = 0
+    """Seed of the perturbation."""
+    equation: Literal["deturck", "ricci"] = "deturck"
+    """The flow: deturck, where the metric's deviation decays, or ricci, where only its curvature does."""
+    period: float = 2 * math.pi
+    """Length of each side of the torus."""
+    out: Path | None = None
+    """Folder to write to; None makes a new one under runs/."""
+    json: bool = False
+    """Print one JSON object with the result as the last line of standard output."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -255,6 +297,29 @@ def _list(arguments: list[str]) -> None:
         _console(error=False).print(table)
 
 
+def _plot(arguments: list[str]) -> None:
+    command = _parse(PlotCommand, "plot", arguments)
+    from lowbit.diagnostics.plots import plot_run
+
+    files = [str(path) for path in plot_run(command.run, command.out)]
+    if command.json:
+        _print_json({"run": str(command.run), "plots": files})
+    else:
+        print("\n".join(files))
+
+
+def _flow(arguments: list[str]) -> None:
+    command = _parse(FlowCommand, "flow", arguments)
+    from lowbit.diagnostics.flow import FlowExperiment, run_flow
+
+    options = {name: value for name, value in vars(command).items() if name not in ("out", "json")}
+    report = run_flow(FlowExperiment(**options), command.out)
+    if command.json:
+        _print_json(asdict(report))
+    else:
+        print(report.render())
+
+
 def _first_paragraph(member: Any) -> str:
     return " ".join((inspect.getdoc(member) or "").partition("\n\n")[0].split())
 
@@ -275,4 +340,11 @@ def _print_json(values: dict[str, Any]) -> None:
         print(json.dumps(values), flush=True)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": _train, "eval": _eval, "summary": _summary, "list": _list}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "summary": _summary,
+    "list": _list,
+    "plot": _plot,
+    "flow": _flow,
+}

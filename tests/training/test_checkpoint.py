@@ -27,6 +27,7 @@ def _checkpoint(epoch: int = 1) -> Checkpoint:
         optimizer=optimizer.state_dict(),
         method={},
         guard={"first": [1.0], "recent": []},
+        monitor={"levels": torch.zeros(4, dtype=torch.uint8)},
         rng=[{"cpu": torch.get_rng_state()}],
         history=[{"epoch": 1, "val_accuracy": None}],
     )
@@ -45,7 +46,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_the_file_loads_without_running_code(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.ckpt", _checkpoint())
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert (content["format"], content["version"]) == ("lowbit checkpoint", 1)
+    assert (content["format"], content["version"]) == ("lowbit checkpoint", 2)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99])
@@ -74,9 +75,9 @@ def test_files_of_another_kind_or_version_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a lowbit checkpoint"):
         load_checkpoint(path)
     torch.save({"format": "lowbit checkpoint", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 99, this lowbit reads version 1"):
+    with pytest.raises(CheckpointError, match="version 99, this lowbit reads version 2"):
         load_checkpoint(path)
-    torch.save({"format": "lowbit checkpoint", "version": 1, "epoch": 3}, path)
+    torch.save({"format": "lowbit checkpoint", "version": 2, "epoch": 3}, path)
     with pytest.raises(CheckpointError, match="lacks classes, config, guard"):
         load_checkpoint(path)
 

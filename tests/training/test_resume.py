@@ -53,7 +53,7 @@ def _kill_in_epoch(config: TrainConfig, folder: Path, epoch: int) -> None:
 
 def test_a_killed_run_continues_exactly(nets: Path, tiny: Make, records: Read) -> None:
     # Epochs of 80 steps, so that the kill lands between two checkpoints; dropout draws from the global generator.
-    changes = {"model": "nets:dropout", "estimator": "reste", "batch_size": 16, "epochs": 4}
+    changes = {"model": "nets:dropout", "estimator": "reste", "batch_size": 16, "epochs": 4, "mismatch_samples": 2}
     killed = tiny(name="killed", **changes)
     _kill_in_epoch(killed, nets, epoch=3)
     assert killed.out is not None
@@ -61,9 +61,14 @@ def test_a_killed_run_continues_exactly(nets: Path, tiny: Make, records: Read) -
     assert 2 <= done < 4
     with (killed.out / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 99}\n')  # as if the kill had come between the line and the checkpoint
+    with (killed.out / "steps.jsonl").open("a") as file:
+        file.write('{"step": 999, "epo')  # as if it had come in the middle of a line
     result = train(resumed_config(killed.out))
     whole = train(tiny(name="whole", **changes))
     assert records(killed.out) == records(Path(whole.run))
+    steps = (killed.out / "steps.jsonl").read_text()
+    assert steps == (Path(whole.run) / "steps.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in steps.splitlines()] == list(range(20, 321, 20))
     for name in ("last.ckpt", "best.ckpt"):
         one, other = load_checkpoint(killed.out / name), load_checkpoint(Path(whole.run) / name)
         assert one.epoch == other.epoch
@@ -71,10 +76,15 @@ def test_a_killed_run_continues_exactly(nets: Path, tiny: Make, records: Read) -
         torch.testing.assert_close(one.optimizer["state"], other.optimizer["state"], rtol=0, atol=0)
         assert str(one.optimizer["param_groups"]) == str(other.optimizer["param_groups"])
         torch.testing.assert_close(one.rng, other.rng, rtol=0, atol=0)
+        torch.testing.assert_close(one.monitor, other.monitor, rtol=0, atol=0)
+        assert one.monitor
     assert (result.test_accuracy, result.best_accuracy) == (whole.test_accuracy, whole.best_accuracy)
     board = EventAccumulator(str(killed.out))
     board.Reload()
     assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4]
+    board = EventAccumulator(str(killed.out / "steps"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss")] == list(range(20, 321, 20))
     environment = json.loads((killed.out / "environment.json").read_text())
     assert [session["after_epoch"] for session in environment["resumed"]] == [done]
 
@@ -151,6 +161,15 @@ def test_a_run_with_an_annealed_estimator_is_not_extended(tiny: Make) -> None:
     run = Path(train(tiny(schedule="constant", estimator="reste", epochs=1)).run)
     with pytest.raises(ConfigError, match="anneals its estimator over its own number of epochs"):
         train(replace(resumed_config(run), epochs=2))
+
+
+def test_a_checkpoint_from_before_the_monitor_can_be_resumed(tiny: Make) -> None:
+    run = Path(train(tiny(schedule="constant", epochs=1)).run)
+    content = torch.load(run / "last.ckpt", weights_only=True) | {"version": 1}
+    del content["monitor"]
+    torch.save(content, run / "last.ckpt")
+    assert train(replace(resumed_config(run), epochs=2)).epochs == 2
+    assert load_checkpoint(run / "last.ckpt").monitor.keys() == {"levels", "directions"}
 
 
 def test_a_damaged_checkpoint_is_reported(finished: Path) -> None:

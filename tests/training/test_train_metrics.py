@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lowbit import DivergedError
+from lowbit.diagnostics import LayerFigures
 from lowbit.methods import StepRecord
-from lowbit.training.metrics import WINDOW, EpochMeter, LossGuard, best_record, check_finite
+from lowbit.training.metrics import WINDOW, EpochMeter, LossGuard, Window, best_record, check_finite, with_layers
 
 
 def _record(loss: float, correct: int, **metrics: float) -> StepRecord:
@@ -21,18 +22,56 @@ def test_means_over_an_epoch_come_out_whenever_they_are_fetched() -> None:
     meter.add(_record(2.0, 3, flips=0.5), images=4)
     meter.add(_record(1.0, 4, flips=0.0), images=4)
     assert (meter.pending, meter.seen, meter.images) == (2, 8, 0)
-    assert meter.flush() == [2.0, 1.0]
+    assert meter.flush().losses == [2.0, 1.0]
     meter.add(_record(0.0, 1, flips=1.0), images=2)
-    assert meter.flush() == [0.0]
-    assert meter.flush() == []
+    assert meter.flush() == Window([0.0], {"flips": 1.0}, {})
+    assert meter.flush() == Window([], {}, {})
     assert (meter.loss, meter.accuracy, meter.metrics) == (1.0, 0.8, {"flips": 0.5})
 
 
 def test_two_ranks_average_losses_and_add_up_correct_images() -> None:
-    meter = EpochMeter(lambda table: table + torch.tensor([[3.0], [2.0]]), world_size=2)
+    other = torch.tensor([3.0, 2.0])  # loss and correct images of the other rank
+    meter = EpochMeter(lambda own: own + other, world_size=2)
     meter.add(_record(1.0, 4), images=4)
-    assert meter.flush() == [2.0]
+    assert meter.flush().losses == [2.0]
     assert (meter.images, meter.accuracy) == (8, 0.75)
+
+
+def test_without_counts_of_correct_images_there_is_no_accuracy() -> None:
+    meter = EpochMeter(lambda own: own, world_size=1)
+    meter.add(_record(1.0, 2), images=4)
+    meter.add(StepRecord(torch.tensor(3.0), None), images=4)
+    assert meter.flush().losses == [1.0, 3.0]
+    assert meter.accuracy is None
+    meter.add(_record(1.0, 2), images=4)
+    meter.flush()
+    assert (meter.accuracy, meter.loss) == (None, 5 / 3)
+
+
+def test_layers_are_averaged_over_the_steps_at_which_they_were_looked_at() -> None:
+    meter = EpochMeter(lambda own: own, world_size=1)
+    figures = {"ricci_n": torch.tensor([1.0, 3.0])}
+    meter.add(StepRecord(torch.tensor(1.0), None, {}, ("a", "b"), figures), images=1)
+    meter.add_figures(LayerFigures(("b", "c"), {"flip_rate": torch.tensor([0.5, 0.25])}))
+    meter.add(StepRecord(torch.tensor(1.0), None, {}, ("a", "b"), {"ricci_n": torch.tensor([3.0, 7.0])}), images=1)
+    first = meter.flush().layers
+    assert first == {"a": {"ricci_n": 2.0}, "b": {"ricci_n": 5.0, "flip_rate": 0.5}, "c": {"flip_rate": 0.25}}
+    meter.add_figures(LayerFigures(("b", "c"), {"flip_rate": torch.tensor([0.0, math.nan])}))
+    second = meter.flush()
+    assert second.losses == []
+    assert second.layers["b"] == {"flip_rate": 0.0}
+    assert math.isnan(second.layers["c"]["flip_rate"])
+    assert meter.layers == {"a": {"ricci_n": 2.0}, "b": {"ricci_n": 5.0, "flip_rate": 0.25}, "c": {"flip_rate": 0.25}}
+
+
+def test_a_record_holds_layers_and_their_means_as_json_can_say_them() -> None:
+    layers = {"a": {"x": 1 / 3, "y": math.nan, "z": math.inf}, "b": {"x": 1.0, "y": 2.0}}
+    record = with_layers({"loss": 1.0, "x": 7.0}, {"n": 2.0, "m": math.nan, "loss": 3.0}, layers)
+    assert record == {
+        "loss": 1.0, "x": 7.0, "y": 2.0, "z": None, "n": 2.0, "m": None,
+        "layers": {"a": {"x": 0.333333, "y": None, "z": None}, "b": {"x": 1.0, "y": 2.0}},
+    }  # fmt: skip
+    assert with_layers({"loss": 1.0}, {}, {}) == {"loss": 1.0}
 
 
 @pytest.mark.parametrize(("loss", "word"), [(math.nan, "NaN"), (math.inf, "infinite")])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lowbit._errors import CheckpointError
 
-CHECKPOINT_VERSION = 1
-"""Version of the file's layout; a file of another version is refused."""
+CHECKPOINT_VERSION = 2
+"""Version of the file's layout; a file of another version is refused, but for 1, which lacks only `monitor`."""
 
 _FORMAT = "lowbit checkpoint"
 
@@ -42,6 +42,8 @@ class Checkpoint:
     """Method state."""
     guard: dict[str, list[float]]
     """State of the divergence guard."""
+    monitor: dict[str, Tensor]
+    """State of the weights' monitor."""
     rng: list[dict[str, Tensor]]
     """torch's random-number states, one entry per rank."""
     history: list[dict[str, Any]]
@@ -97,6 +99,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"'{path}' is not a lowbit checkpoint; expected last.ckpt or best.ckpt of a run folder")
+    if content.get("version") == 1:
+        content |= {"version": CHECKPOINT_VERSION, "monitor": {}}
     if content.get("version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"checkpoint '{path}' has version {content.get('version')}, this lowbit reads version "

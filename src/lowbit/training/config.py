@@ -95,6 +95,9 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 64
     """Images per step, over all devices together."""
+    accumulate: int = 1
+    """Parts in which each device works through its images of a step, one after the other, to save memory; batch
+    normalisation takes its statistics from each part."""
     eval_batch_size: int = 500
     """Images per evaluation batch on each device."""
     seed: int = 0
@@ -112,6 +115,12 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     threads: int | None = None
     """CPU threads per process; None takes torch's choice, shared out between the processes."""
+
+    diagnostics: int = 10
+    """Steps between two looks at every low-bit layer: flips, oscillation, what a metric corrects; 0 for none."""
+    mismatch_samples: int = 0
+    """Weights per low-bit layer on which to compare the estimator's gradient with the loss's own, after each epoch.
+    Each takes about as long as a step (1 bit) or two; 0 for none."""
 
     out: Path | None = None
     """Run folder; None takes a new one under runs/."""
@@ -295,18 +304,30 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"--{name} is {bits} bits, expected 1 to 8, or {FLOAT_BITS} for float")
     if config.validation >= 1 and config.validation != int(config.validation):
         raise ConfigError(f"--validation is {config.validation}, expected a fraction below 1 or a number of images")
-    if config.batch_size % config.devices:
-        raise ConfigError(
-            f"--batch-size {config.batch_size} cannot be shared equally by --devices {config.devices}; "
-            f"take a multiple of {config.devices}"
-        )
     if any(milestone <= 0 for milestone in config.milestones):
         raise ConfigError(f"--milestones are {config.milestones}, expected fractions of the run or epochs, above 0")
     if config.schedule == "onecycle" and config.warmup_epochs:
         raise ConfigError("--warmup-epochs and --schedule onecycle exclude each other: onecycle warms up by itself")
     if config.warmup_epochs >= config.epochs:
         raise ConfigError(f"--warmup-epochs {config.warmup_epochs} leaves nothing of --epochs {config.epochs}")
+    if config.mismatch_samples == 1:
+        raise ConfigError("--mismatch-samples is 1, expected 2 or more: one number has no direction; or 0 for none")
+    _check_shares(config)
     parse_overrides(config.overrides)
+
+
+def _check_shares(config: TrainConfig) -> None:
+    """Raises: ConfigError when the images of a step cannot be shared out equally."""
+    if config.batch_size % config.devices:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} cannot be shared equally by --devices {config.devices}; "
+            f"take a multiple of {config.devices}"
+        )
+    if config.batch_size // config.devices % config.accumulate:
+        raise ConfigError(
+            f"--accumulate {config.accumulate} cannot cut the {config.batch_size // config.devices} images that each "
+            f"device gets of --batch-size {config.batch_size} into equal parts; take a divisor of that number"
+        )
 
 
 _INFINITY = float("inf")
@@ -325,7 +346,10 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "clip_norm": (_TINY, _INFINITY, "a number above 0"),
     "epochs": (1, _INFINITY, "1 or more"),
     "batch_size": (1, _INFINITY, "1 or more"),
+    "accumulate": (1, _INFINITY, "1 or more"),
     "eval_batch_size": (1, _INFINITY, "1 or more"),
+    "diagnostics": (0, _INFINITY, "a number of steps, or 0 for none"),
+    "mismatch_samples": (0, _INFINITY, "a number of weights, or 0 for none"),
     "seed": (0, 2**63 - 1, "0 or more"),
     "devices": (1, _INFINITY, "1 or more"),
     "threads": (1, _INFINITY, "1 or more"),

@@ -12,17 +12,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lowbit._errors import CheckpointError, ConfigError, DivergedError
+from lowbit.diagnostics import LayerFigures, WeightMonitor, gradient_mismatch
 from lowbit.layers import anneals, calibrate, set_progress
 from lowbit.methods import build_method
 from lowbit.training import runtime
 from lowbit.training.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from lowbit.training.config import FIELDS, TrainConfig, from_dict, resolve, resumed_config, to_dict
 from lowbit.training.evaluation import Evaluator
-from lowbit.training.metrics import SYNC_EVERY, EpochMeter, LossGuard, best_record, check_finite
+from lowbit.training.metrics import SYNC_EVERY, EpochMeter, LossGuard, best_record, check_finite, with_layers
 from lowbit.training.optimizers import LATENT, build_optimizer, set_learning_rates
 from lowbit.training.progress import ProgressDisplay
 from lowbit.training.result import BEST, LAST, TrainResult, closing_line, explain_divergence, headline, summarise
-from lowbit.training.run_folder import RunLog, check_unused, create_run_folder, write_description
+from lowbit.training.run_folder import check_unused, create_run_folder, write_description
+from lowbit.training.run_log import RunLog
 from lowbit.training.schedule import check_extension, learning_rate_factor
 from lowbit.training.task import (
     build_low_bit_model,
@@ -43,8 +45,8 @@ _INEXACT = ("device", "threads")
 def train(config: TrainConfig) -> TrainResult:
     """Train a low-bit network as `config` says; with `config.resume`, continue the run in that folder.
 
-    Leaves a run folder with `config.yaml`, `environment.json`, `metrics.jsonl`, TensorBoard scalars, `last.ckpt` and
-    `best.ckpt`. Progress goes to standard error. Threads, seeds and flags are put back afterwards.
+    Leaves a run folder with `config.yaml`, `environment.json`, `metrics.jsonl`, `steps.jsonl`, TensorBoard scalars,
+    `last.ckpt` and `best.ckpt`. Progress goes to standard error. Threads, seeds and flags are put back afterwards.
 
     Raises:
         ConfigError, UnknownNameError: a setting that does not exist or does not fit.
@@ -70,7 +72,7 @@ def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
     runtime.on_rank_zero(fabric, lambda: write_description(run, config, fabric.device, done))
     if config.resume is None:
         trainer.save(run)  # a run stopped in its first epoch can be continued too
-    log = RunLog(run, trainer.history) if fabric.is_global_zero else None
+    log = RunLog(fabric, run, trainer.history)
     display = ProgressDisplay(
         shown=fabric.is_global_zero,
         epochs=config.epochs,
@@ -83,8 +85,8 @@ def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
             for line in trainer.notes:
                 display.line(line)
             for epoch in range(len(trainer.history), config.epochs):
-                record = trainer.epoch(epoch, display)
-                runtime.on_rank_zero(fabric, functools.partial(_log, log, record))
+                record = trainer.epoch(epoch, display, log)
+                log.epoch(record)
                 best = trainer.save(run)
                 display.epoch(record, best)
             result = summarise(run, config, trainer.history, runtime.peak_memory_mib(fabric.device))
@@ -96,14 +98,8 @@ def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
     except DivergedError as error:
         raise DivergedError(explain_divergence(str(error), run, len(trainer.history), config)) from None
     finally:
-        if log is not None:
-            log.close()
+        log.close()
     return result
-
-
-def _log(log: RunLog | None, record: dict[str, Any]) -> None:
-    if log is not None:
-        log.write(record)
 
 
 class _Trainer:
@@ -132,7 +128,10 @@ class _Trainer:
             with explained(config):
                 calibrate(self.model, images)
         self.optimizer = build_optimizer(self.model, config)
-        self.method = build_method(config.method, backward=fabric.backward, clip_norm=config.clip_norm)
+        self.method = build_method(
+            config.method, backward=fabric.backward, clip_norm=config.clip_norm, micro_batches=config.accumulate
+        )
+        self.monitor = WeightMonitor(self.model, config.diagnostics)
         self.guard = LossGuard(self.task.data.num_classes)
 
     @property
@@ -158,6 +157,7 @@ class _Trainer:
         self.optimizer.load_state_dict(saved.optimizer)
         self.method.load_state_dict(self.fabric.to_device(saved.method))
         self.guard.load_state_dict(saved.guard)
+        self.monitor.load_state_dict(self.fabric.to_device(saved.monitor))
         self.history = list(saved.history)
         self.notes += [
             f"--{name} is {getattr(self.config, name)}, it was {getattr(before, name)}: the run goes on, but need not "
@@ -178,27 +178,30 @@ class _Trainer:
         self.test = Evaluator(fabric, task.data.test, task.normalization, config)
         self.validation = Evaluator(fabric, task.validation, task.normalization, config)
 
-    def epoch(self, epoch: int, display: ProgressDisplay) -> dict[str, Any]:
+    def epoch(self, epoch: int, display: ProgressDisplay, log: RunLog) -> dict[str, Any]:
         """Train epoch number `epoch`, counted from 0, and evaluate; returns its record."""
         started = time.perf_counter()
         set_progress(self.model, epoch / max(1, self.config.epochs - 1))  # the last epoch trains at the end value
         self.wrapped.train()
-        world_size = self.fabric.world_size
-        meter = EpochMeter(functools.partial(runtime.all_sum, self.fabric), world_size)
+        meter = EpochMeter(functools.partial(runtime.all_sum, self.fabric), self.fabric.world_size)
         step = epoch * len(self.batches)
-        for images, labels in self.batches.epoch(epoch):
+        for batch in self.batches.epoch(epoch):
             set_learning_rates(self.optimizer, self.factor(step))
+            self.monitor.before_step(step)
             with explained(self.config):
-                record = self.method.step(self.wrapped, (images, labels), self.loss_fn, self.stepper)
-            meter.add(record, len(labels))
+                record = self.method.step(self.wrapped, batch, self.loss_fn, self.stepper)
+            meter.add(record, len(batch[1]))
+            meter.add_figures(self.monitor.after_step(step))
             step += 1
             if meter.pending == SYNC_EVERY:
-                self.guard.check(meter.flush(), step)
+                self._look(meter, epoch, step, log)
             display.step(epoch + 1, step, meter, started)
-        self.guard.check(meter.flush(), step)
+        self._look(meter, epoch, step, log)
         trained = time.perf_counter() - started
         runtime.share_buffers(self.fabric, self.model)
         check_finite(self.model, step)
+        meter.add_figures(self._mismatch(batch, epoch))
+        meter.flush()
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         record_of_epoch = {
             "epoch": epoch + 1,
@@ -211,9 +214,28 @@ class _Trainer:
             "seconds": time.perf_counter() - started,
             "images_per_second": meter.images / trained,
         }
-        record_of_epoch |= {name: value for name, value in meter.metrics.items() if name not in record_of_epoch}
+        record_of_epoch = with_layers(record_of_epoch, meter.metrics, meter.layers)
         self.history.append(record_of_epoch)
         return record_of_epoch
+
+    def _look(self, meter: EpochMeter, epoch: int, step: int, log: RunLog) -> None:
+        """Fetch what the steps up to `step` left on the device, judge their losses and write them down."""
+        window = meter.flush()
+        if not window.losses:
+            return
+        self.guard.check(window.losses, step)
+        loss = sum(window.losses) / len(window.losses)
+        line = {"step": step, "epoch": epoch + 1, "loss": loss, "lr": self.factor(step - 1) * (self.config.lr or 0.0)}
+        log.steps(with_layers(line, window.metrics, window.layers))
+
+    def _mismatch(self, batch: tuple[torch.Tensor, torch.Tensor], epoch: int) -> LayerFigures:
+        """The mismatch of the estimators' gradients on `batch`, where the configuration asks for it."""
+        config = self.config
+        if not config.mismatch_samples:
+            return LayerFigures()
+        generator = torch.Generator().manual_seed(config.seed + epoch)
+        with explained(config):
+            return gradient_mismatch(self.model, batch, self.loss_fn, config.mismatch_samples, generator)
 
     def save(self, run: Path) -> bool:
         """Write the checkpoints after an epoch, or before the first one; whether it is the best so far."""
@@ -233,6 +255,7 @@ class _Trainer:
             optimizer=self.optimizer.state_dict(),
             method=self.method.state_dict(),
             guard=self.guard.state_dict(),
+            monitor=self.monitor.state_dict(),
             rng=rng,
             history=self.history,
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lowbit._errors import DivergedError
+from lowbit.diagnostics import LayerFigures
 from lowbit.methods import StepRecord
 
 SYNC_EVERY = 20
@@ -23,6 +25,46 @@ DIVERGENCE_FACTOR = 10.0
 """A run diverges when the mean loss of a window exceeds this many times the loss of a blind guess, or of the start."""
 
 
+Layers: TypeAlias = dict[str, dict[str, float]]
+"""Figures by layer, and within it by name."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a flush fetched: the steps since the last one.
+
+    Args:
+        losses: of each step, averaged over the ranks.
+        metrics: means of the method's own metrics over these steps.
+        layers: means of the layers' figures, over those of these steps at which they were taken.
+    """
+
+    losses: list[float]
+    metrics: dict[str, float]
+    layers: Layers
+
+
+class _Means:
+    """Means of named numbers; sums that are not finite do not count."""
+
+    def __init__(self) -> None:
+        self._totals: dict[tuple[str, ...], tuple[float, int]] = {}
+
+    def add(self, name: tuple[str, ...], total: float, count: int) -> None:
+        """Add `count` numbers whose sum is `total`."""
+        before, seen = self._totals.get(name, (0.0, 0))
+        self._totals[name] = (before + total, seen + count) if math.isfinite(total) else (before, seen)
+
+    def update(self, other: _Means) -> None:
+        """Add all that `other` has seen."""
+        for name, (total, count) in other._totals.items():
+            self.add(name, total, count)
+
+    def items(self) -> Iterator[tuple[tuple[str, ...], float]]:
+        """Names and means, NaN for what was never finite."""
+        return ((name, total / count if count else math.nan) for name, (total, count) in self._totals.items())
+
+
 class EpochMeter:
     """Means over one epoch. Records stay on the device until `flush`, so a step never waits for its own loss."""
 
@@ -30,10 +72,12 @@ class EpochMeter:
         self._reduce = reduce
         self._world_size = world_size
         self._pending: list[StepRecord] = []
+        self._figures: dict[tuple[tuple[str, ...], str], list[Tensor]] = {}
         self._steps = 0
         self._loss = 0.0
-        self._correct = 0
-        self._metrics: dict[str, float] = {}
+        self._correct: int | None = 0
+        self._metrics = _Means()
+        self._layers = _Means()
         self._unseen = 0
         self.images = 0
 
@@ -41,33 +85,56 @@ class EpochMeter:
         """Note one step that saw `images` images on this rank."""
         self._pending.append(record)
         self._unseen += images * self._world_size
+        self.add_figures(LayerFigures(record.layer_names, record.layer_metrics))
+
+    def add_figures(self, figures: LayerFigures) -> None:
+        """Note figures of layers, taken at the last step added."""
+        for metric, values in figures.values.items():
+            self._figures.setdefault((figures.names, metric), []).append(values)
 
     @property
     def pending(self) -> int:
         """Steps noted since the last flush."""
         return len(self._pending)
 
-    def flush(self) -> list[float]:
-        """Fetch the pending steps from the device and return their losses, averaged over the ranks."""
-        if not self._pending:
-            return []
-        names = sorted(self._pending[0].metrics)
-        columns = [
-            torch.stack([record.loss.double() for record in self._pending]),
-            torch.stack([_correct(record) for record in self._pending]),
-            *(torch.stack([record.metrics[name].double() for record in self._pending]) for name in names),
-        ]
-        table = self._reduce(torch.stack(columns).detach()).tolist()
-        losses = [loss / self._world_size for loss in table[0]]
+    def flush(self) -> Window:
+        """Fetch from the device what was noted since the last flush: one transfer."""
+        steps = len(self._pending)
+        counted = all(record.correct is not None for record in self._pending)
+        names = sorted(self._pending[0].metrics) if steps else []
+        columns = []
+        if steps:
+            columns.append(torch.stack([record.loss for record in self._pending]))
+            columns.append(torch.stack([_correct(record) for record in self._pending]))
+        columns += [torch.stack([record.metrics[name] for record in self._pending]) for name in names]
+        columns += [torch.stack(values).double().sum(0) for values in self._figures.values()]
+        fetched = iter(self._fetch(columns))
+        losses = [loss / self._world_size for loss in next(fetched)] if steps else []
+        correct = sum(c for c in next(fetched) if math.isfinite(c)) if steps else 0
+        metrics, layers = _Means(), _Means()
+        for name in names:
+            metrics.add((name,), sum(next(fetched)) / self._world_size, steps)
+        for (layer_names, metric), values in self._figures.items():
+            for layer, total in zip(layer_names, next(fetched), strict=True):
+                layers.add((layer, metric), total / self._world_size, len(values))
         self._loss += sum(losses)
-        self._correct += round(sum(c for c in table[1] if math.isfinite(c)))
-        for name, values in zip(names, table[2:], strict=True):
-            self._metrics[name] = self._metrics.get(name, 0.0) + sum(values) / self._world_size
-        self._steps += len(losses)
+        self._correct = round(self._correct + correct) if counted and self._correct is not None else None
+        self._metrics.update(metrics)
+        self._layers.update(layers)
+        self._steps += steps
         self.images += self._unseen
         self._unseen = 0
         self._pending.clear()
-        return losses
+        self._figures.clear()
+        return Window(losses, _plain(metrics), _by_layer(layers))
+
+    def _fetch(self, columns: list[Tensor]) -> list[list[float]]:
+        """The columns as numbers, summed over the ranks."""
+        if not columns:
+            return []
+        flat = torch.cat([column.detach().double() for column in columns])
+        numbers = iter(self._reduce(flat).tolist())
+        return [[next(numbers) for _ in range(len(column))] for column in columns]
 
     @property
     def seen(self) -> int:
@@ -80,18 +147,58 @@ class EpochMeter:
         return self._loss / max(self._steps, 1)
 
     @property
-    def accuracy(self) -> float:
-        """Training accuracy so far, as of the last flush; 0 where the method does not count correct images."""
-        return self._correct / max(self.images, 1)
+    def accuracy(self) -> float | None:
+        """Training accuracy so far, as of the last flush; None where the method does not count correct images."""
+        return None if self._correct is None else self._correct / max(self.images, 1)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Means of the method's own metrics."""
-        return {name: total / max(self._steps, 1) for name, total in self._metrics.items()}
+        return _plain(self._metrics)
+
+    @property
+    def layers(self) -> Layers:
+        """Means of the layers' figures, each over the steps at which it was taken; NaN where it never was finite."""
+        return _by_layer(self._layers)
 
 
 def _correct(record: StepRecord) -> Tensor:
-    return record.loss.new_zeros((), dtype=torch.float64) if record.correct is None else record.correct.double()
+    return torch.zeros_like(record.loss) if record.correct is None else record.correct
+
+
+def _plain(means: _Means) -> dict[str, float]:
+    return {name: value for (name,), value in means.items()}
+
+
+def _by_layer(means: _Means) -> Layers:
+    layers: Layers = {}
+    for (layer, metric), value in means.items():
+        layers.setdefault(layer, {})[metric] = value
+    return layers
+
+
+def with_layers(record: dict[str, Any], metrics: dict[str, float], layers: Layers) -> dict[str, Any]:
+    """A record as it is written down: with the method's metrics, every layer's figures, and their means over layers.
+
+    Where names clash, what stands in `record` counts, then the method's metric. Numbers that are not finite become
+    None, figures of layers are rounded to six digits, and without any there is no key `layers`.
+    """
+    means = _Means()
+    for figures in layers.values():
+        for name, value in figures.items():
+            means.add((name,), value, 1)
+    extra = {name: _finite(value) for name, value in (_plain(means) | metrics).items() if name not in record}
+    if not layers:
+        return record | extra
+    rounded = {
+        layer: {name: _finite(float(f"{value:.6g}")) for name, value in figures.items()}
+        for layer, figures in layers.items()
+    }
+    return record | extra | {"layers": rounded}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class LossGuard:

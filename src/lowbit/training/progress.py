@@ -83,8 +83,8 @@ class ProgressDisplay:
         return (now - self._started) / done * (total - step) if done > 0 else 0.0
 
 
-def _figures(loss: float, accuracy: float) -> str:
-    return f"loss {loss:7.4f}  train {_percent(accuracy)}"
+def _figures(loss: float, accuracy: float | None) -> str:
+    return f"loss {loss:7.4f}" + ("" if accuracy is None else f"  train {_percent(accuracy)}")
 
 
 def _percent(accuracy: float) -> str:

@@ -9,28 +9,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 
 from lowbit import __version__
 from lowbit._errors import CheckpointError, ConfigError
+from lowbit._folders import new_folder
 from lowbit._spec import parse
 from lowbit.training.config import CONFIG_FILE, FLOAT_BITS, TrainConfig, dump_config
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 
 
 def run_name(config: TrainConfig) -> str:
-    """A readable name: data, model, bits, moment; for example `digits-lenet5-w1a2-20250131-142501`."""
+    """A readable name: data, model, bits; for example `digits-lenet5-w1a2`."""
     model = parse(config.model)[0].rpartition(":")[2]
     low_bit = config.weights < FLOAT_BITS or config.activations < FLOAT_BITS
     bits = f"w{config.weights}a{config.activations}" if low_bit else "float"
-    return f"{parse(config.data)[0]}-{model}-{bits}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
+    return f"{parse(config.data)[0]}-{model}-{bits}".replace("/", "-")
 
 
 def check_unused(folder: Path | None) -> None:
@@ -45,38 +42,24 @@ def check_unused(folder: Path | None) -> None:
 
 
 def create_run_folder(config: TrainConfig) -> Path:
-    """Make the run folder: `config.out`, or a new one under runs/.
+    """Make the run folder: `config.out`, or a new one under runs/ with the moment in its name.
 
     Raises: ConfigError when it is in use or cannot be made.
     """
     check_unused(config.out)
-    try:
-        if config.out is not None:
-            config.out.mkdir(parents=True, exist_ok=True)
-            return config.out
-        base = Path("runs") / run_name(config)
-        for attempt in range(1, 1000):
-            folder = base if attempt == 1 else base.with_name(f"{base.name}-{attempt}")
-            try:
-                folder.mkdir(parents=True)
-                return folder
-            except FileExistsError:  # another run of the same second
-                continue
-    except OSError as error:
-        raise ConfigError(f"cannot make the run folder: {error}; choose another --out") from None
-    raise ConfigError(f"'{base}' and a thousand like it exist; choose another --out")
+    return new_folder(config.out, run_name(config))
 
 
 def write_description(run: Path, config: TrainConfig, device: torch.device, resumed_after: int | None) -> None:
     """Write `config.yaml` and `environment.json`; a resumed run adds its environment to the first one's."""
-    _write(run / CONFIG_FILE, dump_config(config))
+    write_text(run / CONFIG_FILE, dump_config(config))
     now = _environment(device)
     path = run / ENVIRONMENT
     if resumed_after is not None and path.exists():
         first = json.loads(path.read_text(encoding="utf-8"))
         first.setdefault("resumed", []).append({"after_epoch": resumed_after, **now})
         now = first
-    _write(path, json.dumps(now, indent=2) + "\n")
+    write_text(path, json.dumps(now, indent=2) + "\n")
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
@@ -115,40 +98,10 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: Literal["w", "a"] = "w") -> None:
+    """Write `text` to a file, or add it. Raises: CheckpointError when the disk refuses."""
     try:
-        path.write_text(text, encoding="utf-8")
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise CheckpointError(f"cannot write '{path}': {error}") from None
-
-
-class RunLog:
-    """Writes one line per epoch to `metrics.jsonl`, and the same numbers as TensorBoard scalars."""
-
-    def __init__(self, run: Path, history: list[dict[str, Any]]) -> None:
-        """Start the log with the lines of `history`: a resumed run thereby drops what came after its checkpoint."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = run / METRICS
-        _write(self._path, "".join(_line(record) for record in history))
-        self._board: SummaryWriter = SummaryWriter(str(run), purge_step=len(history) + 1)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add the record of one epoch. Raises: CheckpointError when the disk refuses."""
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_line(record))
-        except OSError as error:
-            raise CheckpointError(f"cannot write '{self._path}': {error}") from None
-        for name, value in record.items():
-            if name != "epoch" and value is not None:
-                self._board.add_scalar(name, value, record["epoch"])
-        self._board.flush()
-
-    def close(self) -> None:
-        """Close the TensorBoard file."""
-        self._board.close()
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"

@@ -71,7 +71,9 @@ def build_float_model(config: TrainConfig, data: ImageData) -> nn.Module:
             f"model '{config.model}' returns an output of {given} for two images; expected shape {expected}: one "
             f"number for each of the {data.num_classes} classes of '{config.data}'"
         )
-    if config.batch_size // config.devices == 1:  # batch normalisation may refuse a single image, in training only
+    if (
+        config.batch_size // config.devices // config.accumulate == 1
+    ):  # batch normalisation may refuse a single image, in training only
         _trial(model, config, data, images=1, training=True)
     return model
 

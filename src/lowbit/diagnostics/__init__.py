@@ -1,0 +1,6 @@
+"""Diagnostics: what happens in the low-bit layers while a network trains, cheap enough to leave on."""
+
+from lowbit.diagnostics.mismatch import gradient_mismatch
+from lowbit.diagnostics.monitor import LayerFigures, WeightMonitor
+
+__all__ = ["LayerFigures", "WeightMonitor", "gradient_mismatch"]
