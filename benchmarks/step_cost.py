@@ -1,11 +1,11 @@
 """What a training step costs: ResNet-20, float against low-bit, and Brevitas beside it.
 
     python -m benchmarks.step_cost [--json] [--batch 128] [--rounds 15] [--threads N] [--precision fp32|bf16]
-                                   [--save FILE]
+                                   [--only NAME ...] [--save FILE]
 
-Every variant is built in this one process and timed in turn; medians. Memory is the peak of torch's allocations within
-a step. Brevitas is measured where it is installed (`pip install -e '.[bench]'`) and left out, with a word, where it is
-not.
+Every variant is built in this one process and timed in turn; medians. A method whose steps differ (`ricci` in its fast
+mode) is timed over its whole cycle, of which the mean counts. Memory is the peak of torch's allocations within a step
+or cycle. Brevitas is left out, with a word, where it is not installed (`pip install -e '.[bench]'`).
 """
 
 from __future__ import annotations
@@ -27,19 +27,31 @@ from torch import nn
 import lowbit
 from benchmarks import _brevitas_resnet
 from benchmarks._measure import Step, environment, interleaved
-from lowbit.methods import build_method
+from lowbit.methods import AbstractMethod, build_method
+from lowbit.methods.ricci import Ricci
 from lowbit.models import build_model
 
 Build = Callable[[nn.Module], nn.Module]
+BASE = "w1a32-clipped"
+
+
+def one_bit(model: nn.Module, estimator: str = "clipped") -> nn.Module:
+    """W1 A32."""
+    return lowbit.convert(model, weights=1, estimator=estimator)
 
 
 def variants() -> dict[str, tuple[Build, str]]:
     """Name → (how the float model becomes this variant, the training method)."""
     found: dict[str, tuple[Build, str]] = {
         "float": (lambda model: model, "plain"),
-        "w1a32-clipped": (lambda model: lowbit.convert(model, weights=1), "plain"),
+        BASE: (one_bit, "plain"),
+        "w1a32-lne": (lambda model: one_bit(model, "lne"), "plain"),
+        "w1a32-md-tanh": (lambda model: one_bit(model, "md-tanh"), "plain"),
+        "w1a32-ricci-gradient": (one_bit, "ricci(mode=gradient)"),
+        "w1a32-ricci-fast": (one_bit, "ricci"),
+        "w1a32-ricci-faithful": (one_bit, "ricci(mode=faithful)"),
+        "w1a32-multifcgrad": (one_bit, "metaquant(net=multifc)"),
         "w2a2-lsq": (lambda model: lowbit.convert(model, weights=2, activations=2), "plain"),
-        "w1a32-ricci": (lambda model: lowbit.convert(model, weights=1), "ricci"),
     }
     if importlib.util.find_spec("brevitas"):
         found["brevitas-w1a32"] = (lambda model: _brevitas_resnet.quantize(model, 1, 32), "plain")
@@ -50,7 +62,7 @@ def variants() -> dict[str, tuple[Build, str]]:
 
 
 def make_step(build: Build, method_spec: str, batch: int, precision: str, device: str) -> Step:
-    """One training step of a variant, ready to be called again and again."""
+    """A cycle of training steps of a variant, ready to be called again and again."""
     model = build(build_model("resnet20", 10, 3, (32, 32), seed=0)).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(0)
@@ -64,26 +76,36 @@ def make_step(build: Build, method_spec: str, batch: int, precision: str, device
         return nn.functional.cross_entropy(outputs.float(), labels)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
-            method.step(model, (images, labels), loss_fn, optimizer)
+        for _ in range(cycle(method)):
+            with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
+                method.step(model, (images, labels), loss_fn, optimizer)
 
     return step
 
 
+def cycle(method: AbstractMethod) -> int:
+    """After how many steps a method's costs repeat."""
+    return method.interval if isinstance(method, Ricci) else 1
+
+
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record per variant: name, ms, ratio_to_float, peak_mib, memory_ratio_to_float."""
+    """One record per variant: name, milliseconds and peak memory of a step, both also in ratio to float and to BASE."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = variants()
+    chosen = {n: v for n, v in variants().items() if n in ("float", BASE, *(arguments.only or variants()))}
     steps = {n: make_step(b, m, arguments.batch, arguments.precision, device) for n, (b, m) in chosen.items()}
     timings = interleaved(steps, arguments.rounds)
-    base = timings["float"]
+    lengths = {name: cycle(build_method(spec)) for name, (_, spec) in chosen.items()}
+    steps_ms = {name: timing.median / lengths[name] for name, timing in timings.items()}
+    plain, base = timings["float"], timings[BASE]
     return [
         {
             "name": name,
-            "ms": round(timing.median, 2),
-            "ratio_to_float": round(timing.median / base.median, 3),
+            "ms": round(steps_ms[name], 2),
+            "ratio_to_float": round(steps_ms[name] / steps_ms["float"], 3),
+            "ratio_to_clipped": round(steps_ms[name] / steps_ms[BASE], 3),
             "peak_mib": round(timing.peak_mib, 1),
-            "memory_ratio_to_float": round(timing.peak_mib / base.peak_mib, 3),
+            "memory_ratio_to_float": round(timing.peak_mib / plain.peak_mib, 3),
+            "memory_ratio_to_clipped": round(timing.peak_mib / base.peak_mib, 3),
         }
         for name, timing in timings.items()
     ]
@@ -97,6 +119,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each variant")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--only", nargs="+", choices=variants(), help="these variants, beside float and the clipped one"
+    )
     parser.add_argument("--save", type=Path, default=None, help="also write records and environment to this file")
     arguments = parser.parse_args()
     if arguments.threads:

@@ -409,7 +409,7 @@ def test_nan_is_no_option() -> None:
 
 
 def test_the_state_of_another_model_is_refused() -> None:
-    method = build_method("ricci")
+    method = build_method("ricci(mode=faithful)")
     other = {"u": torch.zeros(4, 1, 3, dtype=torch.float64), "n": torch.zeros(()), "slope": None}
     method.load_state_dict({"steps": 4, "memory": {"3.weight": other}})
     model = net()

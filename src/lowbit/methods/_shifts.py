@@ -183,8 +183,11 @@ def _one_by_one(
 
 
 def _stacked(gradients: list[Tensor | None]) -> Tensor | None:
+    """One tensor of them, None where one is missing; the list is emptied, so that nothing is held twice."""
     present = [g for g in gradients if g is not None]
-    return torch.stack(present) if len(present) == len(gradients) else None
+    complete = len(present) == len(gradients)
+    gradients.clear()
+    return torch.stack(present) if complete else None
 
 
 def _added(first: list[Tensor | None], second: list[Tensor | None]) -> list[Tensor | None]:

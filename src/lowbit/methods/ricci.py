@@ -40,7 +40,7 @@ from lowbit.methods._base import (
 )
 from lowbit.methods._shifts import Shifts, Transform, shifted_gradients
 
-FAST_FRACTION, FAST_INTERVAL = 0.25, 4
+FAST_FRACTION, FAST_INTERVAL = 0.25, 8
 FIGURES = ("ricci_n", "gated", "pull", "correction", "norm_squared", "dominance_margin")
 MODES = ("fast", "faithful", "gradient")
 
@@ -108,7 +108,7 @@ class Ricci(AbstractMethod):
         axes: for inputs that are not images, the axes to shift along: that of k and that of j, or a single one.
         transform: in place of translation; see `Shifts`.
         shift_fraction, interval, together: of the fast mode: the part of the batch that is translated (1/4), the steps
-            between two evaluations (4), all translations in one pass (True).
+            between two evaluations (8), all translations in one pass (True).
         backward, clip_norm, micro_batches: as for `plain`.
 
     The step reports, for each layer, N, whether the gate was shut (1 or 0), the pull of the regulariser
@@ -210,7 +210,9 @@ class Ricci(AbstractMethod):
         part = batch[0][:count], batch[1][:count]
         weights = [layer.weight for layer in layers]
         found = shifted_gradients(model, part, loss_fn, weights, self.shifts, self.together, self.micro_batches)
-        for layer, gradients in zip(layers, found, strict=True):
+        found.reverse()
+        for layer in layers:
+            gradients = found.pop()  # each layer's are let go as soon as they are used
             if gradients is not None:
                 moves = torch.stack([layer.rate * layer.metric.solve(to_blocks(g, self.block)) for g in gradients])
                 self._memory[layer.name] = self._flow(layer, moves)
