@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 Step = Callable[[], None]
+MEASURED = "measured step"
 
 
 @dataclass
@@ -58,14 +59,19 @@ def peak_mib(step: Step) -> float:
         _synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
+        step()  # what is let go in a step must have been made under the profiler's eyes to be seen going
+        with torch.profiler.record_function(MEASURED):
+            step()
     assert profile.profiler is not None
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
+    events = profile.profiler.kineto_results.events()
+    start = next(e.start_ns() for e in events if e.name() == MEASURED)
+    live = before = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         live += event.nbytes()
+        if event.start_ns() < start:
+            before = peak = live
         peak = max(peak, live)
-    return peak / 2**20
+    return (peak - before) / 2**20
 
 
 def environment() -> dict[str, Any]:

@@ -179,6 +179,7 @@ def _one_by_one(
     for number in range(shifts.count):
         loss = loss_fn(model(shifts.apply(inputs, number)), labels) * share
         found.append(torch.autograd.grad(loss, weights, allow_unused=True))
+        del loss  # what the layers before the first of the weights keep would stay until the next pass has ended
     return [list(each) for each in zip(*found, strict=True)]
 
 
