@@ -22,7 +22,6 @@ Record = Mapping[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = ("-", "--", ":", "-.")
 _MOST_NAMES = 6  # layers that a legend can name; more of them get a colour bar
-_LAST = 10  # epochs at the end of a run over which a bar takes the mean
 _DPI = 150
 
 
@@ -96,17 +95,18 @@ def plot_run(run: Path, out: Path | None = None) -> list[Path]:
     return list(drawn)
 
 
-def compare(groups: Mapping[str, Sequence[Path]], metric: str, out: Path) -> Path:
+def compare(groups: Mapping[str, Sequence[Path]], metric: str, out: Path, last: int = 10) -> Path:
     """Draw one figure of several groups of runs: curves with bands on the left, bars of the end on the right.
 
     A curve is the mean over the runs of a group, as far as the shortest of them goes; its band reaches one standard
-    deviation (n − 1) up and down. A bar is the mean over the runs of each one's mean over its last ten epochs, its
+    deviation (n − 1) up and down. A bar is the mean over the runs of each one's mean over its `last` epochs, its
     whisker one standard deviation, its dots the runs.
 
     Args:
         groups: the run folders of each group, usually one for each seed, by the name to show.
         metric: a number in `metrics.jsonl`, for example `test_accuracy` or `flip_rate`.
         out: the PNG file to write.
+        last: epochs that a bar averages over, 1 or more.
 
     Raises: ConfigError when a group is empty or a run lacks the metric, and as `plot_run`.
     """
@@ -128,22 +128,22 @@ def compare(groups: Mapping[str, Sequence[Path]], metric: str, out: Path) -> Pat
         curves.plot(epochs, mean, label=name, color=colour, linestyle=style)
         low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
         curves.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-        ends = [factor * statistics.fmean(run[-_LAST:]) for run in runs]
+        ends = [factor * statistics.fmean(run[-last:]) for run in runs]
         mean_end, spread_end = statistics.fmean(ends), _spread(ends)
         bars.bar(place, mean_end, yerr=spread_end if len(ends) > 1 else None, color=colour, alpha=0.6, capsize=4)
         reached += [*ends, mean_end - spread_end, mean_end + spread_end]
         offsets = [place + 0.3 * ((i + 0.5) / len(ends) - 0.5) for i in range(len(ends))]
         bars.plot(offsets, ends, "o", color="black", markersize=3)
-    _finish_comparison(figure, label, list(values), reached)
+    _finish_comparison(figure, label, list(values), reached, last)
     _save(figure, out)
     return out
 
 
-def _finish_comparison(figure: Figure, label: str, names: list[str], reached: list[float]) -> None:
+def _finish_comparison(figure: Figure, label: str, names: list[str], reached: list[float], last: int) -> None:
     curves, bars = figure.axes
     _dress(curves, "epoch", label)
     curves.legend(frameon=False, fontsize=8)
-    _dress(bars, "", f"{label}, last {_LAST} epochs")
+    _dress(bars, "", f"{label}, last {f'{last} epochs' if last > 1 else 'epoch'}")
     crowded = sum(map(len, names)) > 40
     bars.set_xticks(
         range(len(names)), names, fontsize=8, rotation=30 if crowded else 0, ha="right" if crowded else "center"

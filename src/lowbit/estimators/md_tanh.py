@@ -28,8 +28,9 @@ class MDTanh(AbstractEstimator):
 
     β grows exponentially: `β = beta·(beta_end/beta)^progress`. The authors multiply it by 1.01 to 1.2 every 100 to 2000
     of 100 000 steps, so that it ends between 10⁴ and 10¹⁶, tuned for each network. Between two calls of `set_progress`
-    β is constant: `lowbit train` calls it once per epoch, so a run of a few epochs goes in a few big steps. The authors train all parameters so, with Adam at 10⁻³ and no weight decay; here it is the low-bit weights.
-    Weight decay would act on the dual variable.
+    β is constant: `lowbit train` calls it once per epoch, so a run of a few epochs goes in a few big steps. The authors
+    train all parameters so, with Adam at 10⁻³ and no weight decay; here it is the low-bit weights. Weight decay would
+    act on the dual variable.
 
     Args:
         form: dual or gradient.
