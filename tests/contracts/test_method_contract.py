@@ -224,9 +224,9 @@ def test_clipping_looks_at_the_weights_that_move_only(name: str) -> None:
 def test_the_backward_that_is_given_is_used(name: str) -> None:
     calls: list[float] = []
 
-    def tripled(loss: Tensor) -> None:
+    def tripled(loss: Tensor, **options: Any) -> None:
         calls.append(float(loss.detach()))
-        (3 * loss).backward()
+        (3 * loss).backward(**options)
 
     plainly, scaled = net(), net()
     run(build_method(name), plainly, batches(1))

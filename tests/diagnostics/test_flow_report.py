@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowbit import ConfigError
+from lowbit import ConfigError, LowbitError
 from lowbit.diagnostics.flow import FlowExperiment, fit_decay, run_flow
 from lowbit.geometry.flow import Equation
 
@@ -95,13 +95,15 @@ def test_what_is_rounding_is_not_fitted() -> None:
         ({"perturbation": 0.0}, "perturbation is 0.0, expected a number above 0"),
         ({"perturbation": 3.0}, "it may be at most"),
         ({"time": -1.0}, "time is -1.0, expected a number above 0"),
+        ({"time": 0.1}, r"falls by a factor of 1.11 only: .* give 3 or more"),
+        ({"time": 1000.0}, "time"),
         ({"dim": 5}, "dim is 5, expected 2 or 3"),
         ({"grid": 4}, "grid is 4, expected at least 8"),
         ({"period": -1.0}, "period is -1.0"),
     ],
 )
 def test_an_experiment_that_cannot_be_leaves_no_folder(tmp_path: Path, options: dict[str, float], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(LowbitError, match=says):
         run_flow(FlowExperiment(**options), tmp_path / "out")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
@@ -109,7 +111,7 @@ def test_an_experiment_that_cannot_be_leaves_no_folder(tmp_path: Path, options: 
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "decay.png").write_text("mine")
-    experiment = FlowExperiment(grid=8, time=1.0)
+    experiment = FlowExperiment(grid=8, time=3.0)
     with pytest.raises(ConfigError, match="exists and is not empty; choose another --out"):
         run_flow(experiment, tmp_path / "out")
     with pytest.raises(ConfigError, match="cannot make the folder"):

@@ -44,6 +44,14 @@ def test_where_the_loss_is_linear_the_identity_is_right(quantizer: str, bits: in
     assert _cosine(model, batch, lambda y, c: (y * c).sum(), samples=2) == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.parametrize("progress", [0.0, 0.3])
+def test_the_loss_is_that_of_the_codes_where_the_forward_pass_is_still_on_its_way(progress: float) -> None:
+    batch = torch.randn(5, 6, generator=_generator(2)), torch.randn(5, 4, generator=_generator(3))
+    model = nn.Sequential(_layer("sign", 1, "md-tanh(beta_end=10)", torch.randn(4, 6, generator=_generator(1)))).train()
+    lowbit.set_progress(model, progress)
+    assert _cosine(model, batch, lambda y, c: (y * c).sum()) == pytest.approx(1, abs=1e-9)
+
+
 def test_a_gradient_cut_off_by_the_estimator_shows() -> None:
     weight = torch.tensor([[0.5, -2.0, 0.25, 3.0]])  # clipped lets the first and the third pass
     inputs = torch.tensor([[1.0, 2.0, -3.0, 4.0]])

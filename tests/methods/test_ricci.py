@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import lowbit
 from lowbit._errors import CheckpointError, ConfigError
 from lowbit.geometry import largest_tau, outer_difference_norm_squared
-from lowbit.methods import StepRecord, build_method
+from lowbit.methods import AbstractMethod, StepRecord, build_method
 from tolerances import assert_close
 
 LOSS = nn.CrossEntropyLoss()
@@ -140,20 +141,29 @@ class Dense:
         natural, slope, n = torch.zeros_like(w), torch.zeros_like(w), 0.0
         metrics = []
         for number, index in enumerate(case.blocks(weight)):
-            tau = largest_tau(w[index], case.rho)
+            tau = self.tau(w[index])
             g = case.g(w[index], tau)
             natural[index] = case.solve(g, plain[index])
             moves = [rate * case.solve(g, each[name].reshape(-1)[index]) for each in shifted]
+            if case.metric == "lne":
+                tau = torch.stack([tau, *(self.tau(w[index] - move) for move in moves)]).amin(0)
             metrics.append([case.g(w[index] - move, tau) for move in moves])
             if name in self.previous:
 
                 def flow(v: Tensor, number: int = number, tau: Tensor = tau, move: Tensor = moves[0]) -> Tensor:
                     return self.residual(case.g(v - move, tau), self.previous[name][number])
 
-                n += float(flow(w[index]))
-                slope[index] = central_differences(flow, w[index])
+                share = 1 / len(case.blocks(weight))
+                n += share * float(flow(w[index]))
+                slope[index] = share * central_differences(flow, w[index])
         self.previous[name] = metrics
         return natural, n, slope
+
+    def tau(self, w: Tensor) -> Tensor:
+        """τ of one block."""
+        if self.case.metric == "hessian":
+            return (math.atanh(math.sqrt(self.case.rho)) / w.abs().max()).reshape(1)
+        return largest_tau(w, self.case.rho)
 
 
 def central_differences(function: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
@@ -227,7 +237,7 @@ def test_gradient_mode_is_algorithm_1() -> None:
         for name in RATES:
             assert_close(model.get_parameter(name).grad, expected[name], "dense")
         assert record.metrics["ricci_n"] == 0
-    assert method.state_dict() == {"steps": 2, "memory": {}}
+    assert method.state_dict()["memory"] == {}
 
 
 def test_an_open_gate_and_no_flow_is_the_natural_gradient() -> None:
@@ -349,8 +359,9 @@ def step_with(
 
 
 def test_inputs_must_be_images() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Linear(4, 3)).double()
     with pytest.raises(ConfigError, match=r"shifts images \(N, C, H, W\); inputs of shape \(N, 6, 6\) were given"):
-        step_with(net(), inputs=batch(0)[0][:, 0])
+        step_with(lowbit.convert(model, keep_float=("first",)), inputs=batch(0)[0][:, 0])
 
 
 def test_there_must_be_latent_weights_that_move() -> None:
@@ -394,6 +405,10 @@ def test_the_loss_must_depend_on_them() -> None:
         ("metric=euclidean", "metric='euclidean' of method 'ricci' must be lne or hessian"),
         ("mode=faithful, interval=2", "interval=2 of method 'ricci' belongs to mode=fast; mode=faithful was asked for"),
         ("interval=0", "interval=0 .* must be a number of steps, 1 or more"),
+        ("shift_fraction=half", "shift_fraction='half' of method 'ricci' must be above 0"),
+        ("together=no", "together='no' of method 'ricci' must be True or False"),
+        ("transform=5", "transform=5 of method 'ricci' must be a function, or package.module:function"),
+        ("metric=hessian, inverse=weak", "inverse='weak' of method 'ricci' is one of metric=lne"),
         ("shift_fraction=0", "shift_fraction=0 .* must be above 0 and at most 1"),
         ("inverse=strong", "inverse='strong' .* must be exact or weak"),
     ],
@@ -411,11 +426,28 @@ def test_nan_is_no_option() -> None:
 def test_the_state_of_another_model_is_refused() -> None:
     method = build_method("ricci(mode=faithful)")
     other = {"u": torch.zeros(4, 1, 3, dtype=torch.float64), "n": torch.zeros(()), "slope": None}
-    method.load_state_dict({"steps": 4, "memory": {"3.weight": other}})
+    method.load_state_dict({**method.state_dict(), "steps": 4, "memory": {"3.weight": other}})
     model = net()
     message = r"layer '3.weight' as 1 x 3 weights under 4 shifts, here it is 1 x 16 weights under 4 shifts"
     with pytest.raises(CheckpointError, match=message):
         method.step(model, batch(0), LOSS, optimizer_for(model))
+
+
+def test_a_state_of_other_options_is_refused() -> None:
+    first = build_method("ricci")
+    run_one(first)
+    for options in ("block=channel", "shifts=(2,-1,2,-1)", "metric=hessian"):
+        with pytest.raises(CheckpointError, match=r"was written with .*'layer'.* give these options as they were"):
+            build_method(f"ricci({options})").load_state_dict(first.state_dict())
+    gradient = build_method("ricci(mode=gradient)")
+    gradient.load_state_dict(first.state_dict())
+    assert gradient.state_dict()["memory"] == {}
+    build_method("ricci(mode=faithful, alpha=1)").load_state_dict(first.state_dict())
+
+
+def run_one(method: AbstractMethod) -> None:
+    model = net()
+    method.step(model, batch(0), LOSS, optimizer_for(model))
 
 
 def test_the_history_follows_the_weights_dtype() -> None:

@@ -216,6 +216,31 @@ def test_weights_that_outgrow_a_given_tau_lower_it() -> None:
     assert record.metrics["ricci_correction"].isfinite()
 
 
+@pytest.mark.parametrize("block", ["layer", "channel", 4])
+def test_virtual_metrics_stay_positive_definite_however_far_they_go(block: str | int) -> None:
+    """With ‖u‖² ≤ ρ in all five metrics of Eq. 35, ‖ρ-bounded differences‖ bound N by (2ρ·(1 + ½ + ½))²."""
+    method, model = build_method(f"ricci(mode=faithful, block={block}, alpha=0, epsilon=1e9)"), net()
+    records = run(method, model, batches(4), lr=100.0)
+    for memory in method.state_dict()["memory"].values():
+        assert memory["u"].square().sum(-1).max() <= 0.9 + 1e-12
+    assert 1e-3 < records[-1].metrics["ricci_n"] <= 16 * 0.9**2
+
+
+@pytest.mark.parametrize("mode", ["fast", "faithful"])
+def test_learned_scales_take_their_first_value_from_the_ordinary_pass(mode: str) -> None:
+    data = batches(1, dtype=torch.float32)
+    images, labels = data[0]
+    loud = [(images * torch.arange(1, 9)[:, None, None, None], labels)]  # each example of another size
+    models = []
+    for spec in ("plain", f"ricci(mode={mode})"):
+        torch.manual_seed(0)
+        inner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+        models.append(lowbit.convert(inner, weights=2, activations=2, activation_quantizer="unsigned"))
+        run(build_method(spec), models[-1], loud, lr=0.0)
+    for (name, a), b in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_sequences_shift_along_a_stated_axis() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)]

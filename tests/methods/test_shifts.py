@@ -196,6 +196,25 @@ def test_inputs_that_do_not_begin_with_the_examples() -> None:
     assert shifted_gradients(model, data, LOSS, weights, shifts, False, 1)[0].shape == (2, 4, 3)
 
 
+def test_a_weight_shared_with_a_float_layer_is_seen() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(5, 4)
+            self.head = nn.Linear(4, 5, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.words(x).mean(1))
+
+    model = lowbit.convert(Tied(), keep_float=())
+    weights = [w for _, w in lowbit.latent_parameters(model)]
+    data = torch.randint(5, (4, 6)), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ConfigError, match=r"layer 'words' shares its weight with a low-bit layer.*take together=False"):
+        shifted_gradients(model, data, LOSS, weights, Shifts(axes=(1,)), True, 1)
+    assert shifted_gradients(model, data, LOSS, weights, Shifts(axes=(1,)), False, 1)[0].shape == (2, 5, 4)
+
+
 def test_outputs_that_are_no_tensor() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

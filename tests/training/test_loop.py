@@ -208,6 +208,17 @@ def test_the_last_epoch_trains_at_the_end_of_the_annealing(tiny: Make, monkeypat
     assert seen == [0.0, 0.5, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("method", ["ricci(interval=2)", "ricci(mode=faithful)", "metaquant(hidden=4)"])
+def test_methods_with_passes_of_their_own_train_under_every_launcher(
+    tiny: Make, nets: Path, method: str, changes: dict[str, Any], records: Read
+) -> None:
+    result = train(tiny(model="nets:dropout", method=method, epochs=2, lr=0.01, **changes))
+    assert result.test_accuracy > 0.2
+    figure = "ricci_n" if "ricci" in method else "meta_cosine"
+    assert records(Path(result.run))[-1][figure] > 0
+
+
 def test_a_run_without_a_low_bit_layer_is_refused(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(model="mlp(hidden=(8,))", epochs=1)
     with pytest.raises(ConfigError) as error:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowbit._errors import ConfigError
+from lowbit._errors import ConfigError, LowbitError
 from lowbit._folders import new_folder
 from lowbit.diagnostics.flow_plots import plot_curvature, plot_decay
 from lowbit.geometry.flow import Equation, FlowState, grid_curvature, random_metric, ricci_flow
@@ -33,6 +33,9 @@ RECORDS = 60
 
 SNAPSHOTS = (0, 5, 10, 20, 40)
 """The records of which the curvature is kept for the picture."""
+
+SHORTEST = 3.0
+"""The smallest product of flow time and linearised rate that is fitted."""
 
 ROUNDING = 1e-12
 """Values below this share of the first one are rounding, and are not fitted."""
@@ -170,10 +173,17 @@ def run_flow(experiment: FlowExperiment, out: Path | None = None) -> FlowReport:
     grid = PeriodicGrid(experiment.dim, points, experiment.period)
     end = 6 / grid.smallest_eigenvalue if experiment.time is None else experiment.time
     metric = random_metric(grid, experiment.perturbation, experiment.seed)
-    folder = new_folder(out, f"flow-{experiment.dim}d-{experiment.equation}")
-    series = _follow(grid, metric, end, experiment.equation)
     quantity: Literal["deviation", "curvature"] = "deviation" if experiment.equation == "deturck" else "curvature"
-    decay = fit_decay(series.times, getattr(series, quantity), grid.smallest_eigenvalue)
+    _check_time(end, grid.smallest_eigenvalue)
+    existed = out is not None and out.exists()
+    folder = new_folder(out, f"flow-{experiment.dim}d-{experiment.equation}")
+    try:
+        series = _follow(grid, metric, end, experiment.equation)
+        decay = fit_decay(series.times, getattr(series, quantity), grid.smallest_eigenvalue)
+    except LowbitError:
+        if not existed:
+            folder.rmdir()  # nothing has been written
+        raise
     limit_rate = _limit_rate(grid, series.limit) if experiment.equation == "deturck" else None
     plots = [folder / "decay.png", folder / "curvature.png"]
     report = FlowReport(
@@ -206,6 +216,15 @@ def run_flow(experiment: FlowExperiment, out: Path | None = None) -> FlowReport:
     values = {name: getattr(series, name).tolist() for name in ("times", "deviation", "curvature")}
     (folder / "flow.json").write_text(json.dumps({**asdict(report), **values}, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _check_time(end: float, rate: float) -> None:
+    """Raises: ConfigError where no fit could tell an exponential from a power."""
+    if end * rate < SHORTEST:
+        raise ConfigError(
+            f"time is {end:.6g}, in which the slowest wave falls by a factor of {math.exp(end * rate):.3g} only: an "
+            f"exponential looks like a power there; give {SHORTEST / rate:.6g} or more"
+        )
 
 
 def fit_decay(times: Array, values: Array, unit_rate: float) -> Decay:

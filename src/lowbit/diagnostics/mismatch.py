@@ -96,15 +96,14 @@ def gradient_mismatch(
         slopes = torch.autograd.grad(probe.loss(), weights, allow_unused=True)
     cosines = []
     with torch.no_grad():
-        base = probe.loss()
         for layer, slope in zip(layers.values(), slopes, strict=True):
             chosen = torch.randperm(layer.weight.numel(), generator=generator)[:samples].to(probe.device)
-            found = _differences(probe, layer, chosen, base)
+            found = _differences(probe, layer, chosen)
             cosines.append(_cosine(torch.zeros_like(found) if slope is None else slope.reshape(-1)[chosen], found))
     return LayerFigures(tuple(layers), {"mismatch_cosine": torch.stack(cosines)})
 
 
-def _differences(probe: _Probe, layer: QuantLayer, chosen: Tensor, base: Tensor) -> Tensor:
+def _differences(probe: _Probe, layer: QuantLayer, chosen: Tensor) -> Tensor:
     """(L(q⁺) − L(q⁻))/(q⁺ − q⁻) for the weights with the flat indices `chosen`, shape (len(chosen),)."""
     quantize = cast(FakeQuantize, layer.weight_quantizer)
     values, up, down = _neighbours(quantize, layer.weight)
@@ -113,6 +112,7 @@ def _differences(probe: _Probe, layer: QuantLayer, chosen: Tensor, base: Tensor)
     slopes = []
     layer.weight_quantizer = given
     try:
+        base = probe.loss()  # with the layer's codes, which an annealed estimator's forward pass is only on its way to
         for index in chosen.tolist():
             here = flat[index].clone()
             ends, losses = [], []

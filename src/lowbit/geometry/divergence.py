@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowbit.geometry._base import AbstractMetric
+from lowbit.geometry.tau import check_tau
 
 
 def convex_function(xi: Tensor, tau: float | Tensor) -> Tensor:
@@ -59,7 +60,10 @@ def lne_divergence(p: Tensor, q: Tensor, tau: float | Tensor) -> Tensor:
 
     Returns:
         Shape (...); at least 0, and 0 exactly where p = q.
+
+    Raises: ConfigError for a number τ that is not positive.
     """
+    check_tau(tau)
     x, y = (p - q) * tau, q * tau
     up, down = torch.sigmoid(2 * y), torch.sigmoid(-2 * y)
     near = x.abs() < 20

@@ -83,4 +83,5 @@ def diagonal_difference_norm_squared(coefficients: Tensor, first: Tensor, second
         Shape (...), one for each block. Source: ours, not from a paper.
     """
     difference = (first - second) * (first + second)
-    return torch.tensordot(coefficients, difference, dims=1).square().sum(-1)
+    with torch.autocast(first.device.type, enabled=False):  # a user may call `step` under autocast
+        return torch.tensordot(coefficients, difference, dims=1).square().sum(-1)

@@ -34,7 +34,7 @@ class TauRule:
 
     def __post_init__(self) -> None:
         named = self.tau in ("auto", "dominance")
-        if not named and not (isinstance(self.tau, int | float) and 0 < self.tau < math.inf):
+        if not named and (isinstance(self.tau, str) or not 0 < self.tau < math.inf):
             raise ConfigError(f"tau={self.tau!r} must be a positive number or auto or dominance")
         if not 0 < self.rho < 1:
             raise ConfigError(f"rho={self.rho} must lie between 0 and 1: g is positive definite only there")
@@ -56,6 +56,17 @@ class TauRule:
         """
         tau = self(weights)
         return tau if self.tau == "auto" else tau.minimum(largest_tau(weights, self.rho))
+
+    def diagonal(self, weights: Tensor) -> Tensor:
+        """τ for the metric diag(1 − u²), by the same bounds: every u_i² at most ρ, for "dominance" also 1 − margin.
+
+        `τ = artanh(√ρ)/max|w|`, a number as it is; 1 for all-zero weights. Shapes: (..., n) → (..., 1).
+        """
+        if not isinstance(self.tau, str):
+            return self(weights)
+        size = weights.abs().amax(-1, keepdim=True)
+        tau = math.atanh(math.sqrt(self.rho if self.tau == "auto" else min(self.rho, 1 - self.margin))) / size
+        return tau.where(size > 0, 1.0)
 
 
 def check_tau(tau: float | Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit._errors import ConfigError
-from lowbit.layers.inspect import QuantLayer, quant_layers
+from lowbit.layers.inspect import QUANT_LAYERS, QuantLayer, plain_name, quant_layers
 
 
 @contextmanager
@@ -25,8 +25,16 @@ def weights_per_part(model: nn.Module, weights: Mapping[int, Sequence[Tensor]], 
         weights: by the id of the latent weight, one stand-in for each part: same shape, same number for all.
         batch_size: examples in the whole batch.
 
-    Raises: ConfigError within the block, where a layer's inputs are not laid out example by example.
+    Raises: ConfigError where a layer outside of these uses one of the weights, and, within the block, where a layer's
+    inputs are not laid out example by example as far as their shape tells. A layer whose inputs begin with another axis
+    that happens to be a multiple of the batch is not recognised.
     """
+    for name, module in model.named_modules():
+        if not isinstance(module, QUANT_LAYERS) and any(id(p) in weights for p in module.parameters(recurse=False)):
+            raise ConfigError(
+                f"layer '{plain_name(name)}' shares its weight with a low-bit layer: the parts of a batch cannot have "
+                "weights of their own there; take together=False"
+            )
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, layer in quant_layers(model):

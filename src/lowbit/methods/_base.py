@@ -18,7 +18,7 @@ from lowbit.layers import latent_parameters, plain_name
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Backward: TypeAlias = Callable[[Tensor], None]
+Backward: TypeAlias = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def build_method(
 
     Args:
         spec: a registered name, with options in brackets.
-        backward: how to run a backward pass, for launchers that wrap it.
+        backward: how to run a backward pass, for launchers that wrap it: called as `backward(loss)`, and by methods
+            with passes of their own as `backward(loss, inputs=tensors)`. One that scales the loss suits `plain` alone.
         clip_norm: clip the norm of the gradients of all parameters that move, together, before they do.
         micro_batches: cut every batch into so many parts and add up their gradients, to save memory. Batch
             normalisation then takes its statistics from each part.

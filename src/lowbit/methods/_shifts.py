@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lowbit._errors import ConfigError
 from lowbit._user import user_function, working_directory_importable
 from lowbit.layers import frozen_statistics, weights_per_part
-from lowbit.methods._base import Batch, Loss, split
+from lowbit.methods._base import Backward, Batch, Loss, split
 
 Transform: TypeAlias = Callable[[Tensor, str, int], Tensor]
 LARGEST = 4  # |k1 − k2| and |j1 − j2| must stay below it, [chen2024ricci], Sec. 6
@@ -60,6 +60,10 @@ class Shifts:
             raise ConfigError(
                 f"axes={self.axes!r} of method 'ricci' must be one or two different axes of the inputs, other than 0 "
                 "(the examples); for instance -1 or (2, 3)"
+            )
+        if not (self.transform is None or callable(self.transform) or isinstance(self.transform, str)):
+            raise ConfigError(
+                f"transform={self.transform!r} of method 'ricci' must be a function, or package.module:function"
             )
         if isinstance(self.transform, str):
             with working_directory_importable():
@@ -127,6 +131,7 @@ def shifted_gradients(
     shifts: Shifts,
     together: bool,
     micro_batches: int,
+    backward: Backward = Tensor.backward,
 ) -> list[Tensor | None]:
     """∂L|a/∂w of each of the `weights`, for every translation a of the batch: (count, *shape), or None if it has none.
 
@@ -135,6 +140,7 @@ def shifted_gradients(
     Args:
         together: one pass over all translations, in which batch normalisation sees them all; else one pass each.
         micro_batches: parts to cut the passes into.
+        backward: called as `backward(loss, inputs=[...])`.
     """
     parallel = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
     run = _together if together else _one_by_one
@@ -144,7 +150,7 @@ def shifted_gradients(
         for wrapper in parallel:
             stack.enter_context(wrapper.no_sync())  # its reducer waits for .grad, which these passes do not touch
         for part, share in split(batch, micro_batches):
-            found = run(model, part, loss_fn, weights, shifts, share)
+            found = run(model, part, loss_fn, weights, shifts, share, backward)
             total = [_added(*pair) for pair in zip(total, found, strict=True)] if total else found
     stacked = [_stacked(each) for each in total]
     if parallel:
@@ -153,7 +159,13 @@ def shifted_gradients(
 
 
 def _together(
-    model: nn.Module, batch: Batch, loss_fn: Loss, weights: Sequence[nn.Parameter], shifts: Shifts, share: float
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: Loss,
+    weights: Sequence[nn.Parameter],
+    shifts: Shifts,
+    share: float,
+    backward: Backward,
 ) -> list[list[Tensor | None]]:
     inputs, labels = batch
     moved = torch.cat([shifts.apply(inputs, number) for number in range(shifts.count)])
@@ -167,20 +179,35 @@ def _together(
                 "first dimension is that of the inputs; take together=False"
             )
         loss = torch.stack([loss_fn(part, labels) for part in outputs.chunk(shifts.count)]).sum() * share
-        flat = torch.autograd.grad(loss, [w for own in stand_ins for w in own], allow_unused=True)
-    return [list(flat[i : i + shifts.count]) for i in range(0, len(flat), shifts.count)]
+        backward(loss, inputs=[w for own in stand_ins for w in own])
+    return [[w.grad for w in own] for own in stand_ins]
 
 
 def _one_by_one(
-    model: nn.Module, batch: Batch, loss_fn: Loss, weights: Sequence[nn.Parameter], shifts: Shifts, share: float
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: Loss,
+    weights: Sequence[nn.Parameter],
+    shifts: Shifts,
+    share: float,
+    backward: Backward,
 ) -> list[list[Tensor | None]]:
     inputs, labels = batch
-    found = []
-    for number in range(shifts.count):
-        loss = loss_fn(model(shifts.apply(inputs, number)), labels) * share
-        found.append(torch.autograd.grad(loss, weights, allow_unused=True))
-        del loss  # what the layers before the first of the weights keep would stay until the next pass has ended
-    return [list(each) for each in zip(*found, strict=True)]
+    found: list[list[Tensor | None]] = [[] for _ in weights]
+    before = [w.grad for w in weights]
+    try:
+        for number in range(shifts.count):
+            for w in weights:
+                w.grad = None
+            loss = loss_fn(model(shifts.apply(inputs, number)), labels) * share
+            backward(loss, inputs=list(weights))
+            del loss  # what the layers before the first of the weights keep would stay until the next pass has ended
+            for gradients, w in zip(found, weights, strict=True):
+                gradients.append(w.grad)
+    finally:
+        for w, gradient in zip(weights, before, strict=True):
+            w.grad = gradient
+    return found
 
 
 def _stacked(gradients: list[Tensor | None]) -> Tensor | None:

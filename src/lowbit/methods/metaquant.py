@@ -53,6 +53,7 @@ class MetaQuant(AbstractMethod):
         fc: M = FCs(g);  multifc: M = g·FCs(w̃);  lstmfc: M = g·FCs(LSTM(w̃))     (Eq. 9 to 11)
         preprocess none: w̃ = w;  dorefa: w̃ = tanh(w)/(2·max|tanh w|) + ½, ∂w̃/∂w = (1 − tanh²w)/max|tanh w|
 
+    (the latter of 2w̃ − 1, which is what the quantizer makes discrete; the factor 2 is one of φ's scale).
     φ is trained through the update it made (Eq. 6 to 8): as `w_t = w_{t−1} − η·π(M_φ(g_{t−1}, w̃_{t−1})·∂w̃/∂w)`,
 
         ∂L_t/∂φ = Σ_layers ⟨∂L_t/∂w_t, −η·(∂w̃/∂w)_{t−1}·∂M_φ(g_{t−1}, w̃_{t−1})/∂φ⟩.

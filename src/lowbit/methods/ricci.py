@@ -84,10 +84,11 @@ class Ricci(AbstractMethod):
     between; t counts those steps. `gradient` is Algorithm 1, `g_w⁻¹ ∂L` and nothing else.
 
     Choices the paper leaves open (ours): g(t) is that of the last evaluation, g(t+1)|k1 is this one's and carries
-    ∂N/∂w with the virtual gradients held constant; the gate acts on the loss's part alone; shifted passes leave the
-    running statistics of batch normalisation alone; what is shifted in is 0; τ is held constant in ∂N/∂w; η is the
-    learning rate of the latent weights' parameter group. α, ε, τ and the shifts have no published values: see
-    docs/ricci.md for how these were chosen.
+    ∂N/∂w with the virtual gradients held constant; the gate acts on the loss's part alone; the ordinary pass comes
+    first; the shifted ones leave the running statistics of batch normalisation alone; what is shifted in is 0; τ is
+    held constant in ∂N/∂w, and lowered for the g|a where their ‖u‖² would exceed ρ; η is the learning rate of the
+    latent weights' parameter group. α, ε, τ and the shifts have no published values: see docs/ricci.md for how these
+    were chosen.
 
     Weights that are float, frozen, not in the optimizer, or not reached by the loss keep their ordinary gradient: the
     flow is over the latent weights that move. The model's estimator should be `identity` or `clipped`: this method
@@ -100,10 +101,10 @@ class Ricci(AbstractMethod):
         metric: `lne` (Eq. 16) or `hessian`, diag(1 − u²), the Bregman metric proper (ours).
         tau: τ, a number or a rule, "auto" or "dominance"; with `rho` and `margin` see `geometry.TauRule`. With the
             exact inverse a number is lowered where the weights have grown so much that ‖u‖² would exceed ρ.
-        block: what carries a metric of its own: `layer`, `channel` (output channel) or a group size. N is then the sum
-            over the blocks.
-        inverse: exact (Sherman–Morrison, ours) or weak (Eq. 29). The strong one would train a network for every layer
-            at every step: it is in `geometry.LNEMetric` alone.
+        block: what carries a metric of its own: `layer`, `channel` (output channel) or a group size. N of a layer is
+            the mean over its blocks, so that α and ε mean the same for all.
+        inverse: exact (Sherman–Morrison, ours) or weak (Eq. 29, which asks for diagonal dominance: tau=dominance). The
+            strong one would train a network for every layer at every step: it is in `geometry.LNEMetric` alone.
         shifts: k1, k2, j1, j2 in pixels; |k1 − k2|, |j1 − j2| < 4.
         axes: for inputs that are not images, the axes to shift along: that of k and that of j, or a single one.
         transform: in place of translation; see `Shifts`.
@@ -146,8 +147,10 @@ class Ricci(AbstractMethod):
         _check_choice("metric", metric, ("lne", "hessian"))
         _check_choice("inverse", inverse, ("exact", "weak"))
         for option, value in (("alpha", alpha), ("epsilon", epsilon)):
-            if not value >= 0:
-                raise ConfigError(f"{option}={value} of method 'ricci' must be a number that is not negative")
+            if not _is_number(value) or not value >= 0:
+                raise ConfigError(f"{option}={value!r} of method 'ricci' must be a number that is not negative")
+        if metric == "hessian" and inverse != "exact":
+            raise ConfigError("inverse='weak' of method 'ricci' is one of metric=lne; that of metric=hessian is exact")
         check_block(block, "method 'ricci'")
         given = {"shift_fraction": shift_fraction, "interval": interval, "together": together}
         for name, setting in given.items():
@@ -157,10 +160,12 @@ class Ricci(AbstractMethod):
         self.shift_fraction = shift_fraction if shift_fraction is not None else FAST_FRACTION if fast else 1.0
         self.interval = interval if interval is not None else FAST_INTERVAL if fast else 1
         self.together = together if together is not None else fast
-        if not 0 < self.shift_fraction <= 1:
-            raise ConfigError(f"shift_fraction={shift_fraction} of method 'ricci' must be above 0 and at most 1")
+        if not _is_number(self.shift_fraction) or not 0 < self.shift_fraction <= 1:
+            raise ConfigError(f"shift_fraction={shift_fraction!r} of method 'ricci' must be above 0 and at most 1")
         if type(self.interval) is not int or self.interval < 1:
-            raise ConfigError(f"interval={interval} of method 'ricci' must be a number of steps, 1 or more")
+            raise ConfigError(f"interval={interval!r} of method 'ricci' must be a number of steps, 1 or more")
+        if not isinstance(self.together, bool):
+            raise ConfigError(f"together={together!r} of method 'ricci' must be True or False")
         self.mode, self.alpha, self.epsilon, self.block, self.inverse = mode, alpha, epsilon, block, inverse
         self.kind = metric
         self.rule = TauRule(tau, rho, margin)
@@ -170,14 +175,15 @@ class Ricci(AbstractMethod):
         self._memory: dict[str, _Memory] = {}
 
     def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
-        """The shifted passes, if it is their turn, then the ordinary pass and the optimizer's step."""
+        """The ordinary pass, the shifted passes if it is their turn, and the optimizer's step."""
         layers = self._layers(model, optimizer)
-        if self.mode != "gradient" and self._steps % self.interval == 0:
-            self._evaluate(model, batch, loss_fn, layers)
         optimizer.zero_grad()
+        # The ordinary pass comes first: scales that take their first value from a batch should take it from this one.
         record = forward_backward(model, batch, loss_fn, self.backward, self.micro_batches)
         if all(layer.weight.grad is None for layer in layers):
             raise ConfigError("method 'ricci': the loss depends on none of the model's latent weights")
+        if self.mode != "gradient" and self._steps % self.interval == 0:
+            self._evaluate(model, batch, loss_fn, layers)
         figures = torch.stack([self._correct(layer) for layer in layers])
         move(model, optimizer, self.clip_norm)
         self._steps += 1
@@ -197,7 +203,7 @@ class Ricci(AbstractMethod):
     def _layer(self, name: str, weight: nn.Parameter, rate: float) -> _Layer:
         blocks = to_blocks(weight.detach(), self.block)
         if self.kind == "hessian":
-            tau = self.rule(blocks)
+            tau = self.rule.diagonal(blocks)
             return _Layer(name, weight, blocks, rate, HessianMetric(blocks, tau), tau)
         if self._steps == 0 and not isinstance(self.rule.tau, str):
             require_positive_definite(blocks, self.rule.tau, _module_of(name))
@@ -209,7 +215,9 @@ class Ricci(AbstractMethod):
         count = max(1, round(self.shift_fraction * len(batch[0])))
         part = batch[0][:count], batch[1][:count]
         weights = [layer.weight for layer in layers]
-        found = shifted_gradients(model, part, loss_fn, weights, self.shifts, self.together, self.micro_batches)
+        found = shifted_gradients(
+            model, part, loss_fn, weights, self.shifts, self.together, self.micro_batches, self.backward
+        )
         found.reverse()
         for layer in layers:
             gradients = found.pop()  # each layer's are let go as soon as they are used
@@ -219,7 +227,11 @@ class Ricci(AbstractMethod):
 
     def _flow(self, layer: _Layer, moves: Tensor) -> _Memory:
         """This step's metrics, N of Eq. 35 and ∂N/∂w, both 0 while there is no g(t) yet."""
-        now = torch.tanh(layer.tau * (layer.blocks - moves))
+        virtual = layer.blocks - moves
+        tau = layer.tau
+        if self.kind == "lne":  # every g|a is to be a metric, as g is
+            tau = tau.minimum(self.rule.admissible(virtual).amin(0))
+        now = torch.tanh(tau * virtual)
         before = self._memory.get(layer.name)
         if before is None:
             return _Memory(now, now.new_zeros(()), None)
@@ -232,7 +244,7 @@ class Ricci(AbstractMethod):
         slope = None
         with torch.enable_grad():
             w = layer.blocks.clone().requires_grad_(self.alpha > 0)
-            n = self._residual(torch.tanh(layer.tau * (w - moves[0])), previous)
+            n = self._residual(torch.tanh(tau * (w - moves[0])), previous)
             if self.alpha:
                 (slope,) = torch.autograd.grad(n, w)
         return _Memory(now, n.detach(), slope)
@@ -242,12 +254,13 @@ class Ricci(AbstractMethod):
         first = torch.cat([now.unsqueeze(0), previous[0::2]])
         second = torch.cat([previous[:1], previous[1::2]])
         norm = outer_difference_norm_squared if self.kind == "lne" else diagonal_difference_norm_squared
-        return norm(now.new_tensor(self.shifts.coefficients), first, second).sum()
+        return norm(now.new_tensor(self.shifts.coefficients), first, second).mean()
 
     def _correct(self, layer: _Layer) -> Tensor:
         """Turn the layer's gradient into the paper's; returns the layer's figures."""
         u = torch.tanh(layer.tau * layer.blocks)
-        shape_of_metric = [u.square().sum(-1).max(), layer.metric.dominance_margin().min()]
+        norm = u.square().sum(-1).max() if self.kind == "lne" else u.new_full((), torch.nan)
+        shape_of_metric = [norm, layer.metric.dominance_margin().min()]
         grad, memory = layer.weight.grad, self._memory.get(layer.name)
         if grad is None:
             zero = u.new_zeros(())
@@ -268,22 +281,40 @@ class Ricci(AbstractMethod):
         return torch.stack([n, shut.to(n.dtype), pull, correction, *shape_of_metric])
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps so far; for each layer u of g(t)|a, N and ∂N/∂w."""
-        return {"steps": self._steps, "memory": {name: vars(memory) for name, memory in self._memory.items()}}
+        """Steps so far; for each layer u of g(t)|a, N and ∂N/∂w; and the options that decide what these are."""
+        return {
+            "steps": self._steps,
+            "options": self._options(),
+            "memory": {name: vars(memory) for name, memory in self._memory.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up g(t). Raises: CheckpointError when the state is another method's."""
-        if set(state) != {"steps", "memory"}:
+        if set(state) != {"steps", "options", "memory"}:
             raise CheckpointError(
                 "the checkpoint holds no state of the method 'ricci': it was written by another method"
             )
+        if self.mode != "gradient" and state["memory"] and state["options"] != self._options():
+            raise CheckpointError(
+                f"the checkpoint's state of the method 'ricci' was written with {state['options']}, this one has "
+                f"{self._options()}: give these options as they were"
+            )
         self._steps = int(state["steps"])
-        self._memory = {name: _Memory(**memory) for name, memory in state["memory"].items()}
+        memories = {} if self.mode == "gradient" else state["memory"]
+        self._memory = {name: _Memory(**memory) for name, memory in memories.items()}
+
+    def _options(self) -> dict[str, str]:
+        shifts = self.shifts
+        return {"metric": self.kind, "block": str(self.block), "shifts": str(shifts.amounts), "axes": str(shifts.axes)}
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{option}={value!r} of method 'ricci' must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _relative(part: Tensor, whole: Tensor) -> Tensor:
