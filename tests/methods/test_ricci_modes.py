@@ -213,7 +213,7 @@ def test_weights_that_outgrow_a_given_tau_lower_it() -> None:
         model[5].weight.mul_(100)
     record = run(method, model, batches(2)[1:])[0]
     assert record.layer_metrics["norm_squared"].max() <= 0.9 + 1e-12
-    assert record.metrics["ricci_correction"].isfinite()
+    assert record.metrics["correction"].isfinite()
 
 
 @pytest.mark.parametrize("block", ["layer", "channel", 4])

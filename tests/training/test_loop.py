@@ -219,6 +219,20 @@ def test_methods_with_passes_of_their_own_train_under_every_launcher(
     assert records(Path(result.run))[-1][figure] > 0
 
 
+def test_a_gate_that_stays_shut_is_spoken_of(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny(method="ricci(interval=1, epsilon=0)", epochs=2))
+    said = capsys.readouterr().err
+    assert "epoch 2: N stayed above ε, so that the loss did not move fc2; give a larger epsilon" in said
+    assert "epoch 1: N stayed" not in said  # at the first step there is no N yet
+    train(tiny(name="open", method="ricci(interval=1)", epochs=2))
+    assert "N stayed" not in capsys.readouterr().err
+
+
+def test_one_epoch_of_an_annealed_estimator_is_spoken_of(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny(estimator="md-tanh", epochs=1))
+    assert "--estimator md-tanh changes from epoch to epoch" in capsys.readouterr().err
+
+
 def test_a_run_without_a_low_bit_layer_is_refused(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(model="mlp(hidden=(8,))", epochs=1)
     with pytest.raises(ConfigError) as error:

@@ -47,8 +47,8 @@ class _Panel:
 
 
 _WEIGHTS = (
-    _Panel("flip_rate", "weights that changed level (%)", scale=100),
-    _Panel("oscillation", "weights that turned back (%)", scale=100),
+    _Panel("flip_rate", "weights that changed level between two looks (%)", scale=100),
+    _Panel("oscillation", "weights that turned back between two looks (%)", scale=100),
 )
 _GEOMETRY = (
     _Panel("correction", "correction ‖g⁻¹∂ − ∂‖ / ‖∂‖", log=True),
@@ -114,7 +114,7 @@ def compare(groups: Mapping[str, Sequence[Path]], metric: str, out: Path, last: 
     empty = [name for name, runs in values.items() if not runs]
     if empty or not values:
         raise ConfigError(f"compare: {', '.join(map(repr, empty)) or 'no group'} has no runs; give a run for each")
-    share = metric.endswith("accuracy") or metric in ("flip_rate", "oscillation", "gated", "ricci_gated")
+    share = metric.endswith("accuracy") or metric in ("flip_rate", "oscillation", "gated", "gated")
     factor, label = (100, f"{_words(metric)} (%)") if share else (1, _words(metric))
     figure = _figure(1, 2, width=10, height=4)
     curves, bars = figure.axes
@@ -301,7 +301,7 @@ def _dress(axes: Axes, x: str, y: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if x in ("epoch", "step"):
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -114,7 +114,7 @@ class Ricci(AbstractMethod):
 
     The step reports, for each layer, N, whether the gate was shut (1 or 0), the pull of the regulariser
     α‖∂N/∂w‖/‖g⁻¹∂L‖, the metric's correction ‖g⁻¹∂L − ∂L‖/‖∂L‖, and the largest ‖u‖² and smallest dominance margin of
-    its blocks; the means of the first four over layers are `ricci_n`, `ricci_gated`, `ricci_pull`, `ricci_correction`.
+    its blocks; the means of the first four over layers are `ricci_n`, `gated`, `pull`, `correction`.
 
     Raises: ConfigError for options, inputs or models that do not fit; it names the layer and the largest admissible τ
     where a given τ breaks positive definiteness.
@@ -188,7 +188,7 @@ class Ricci(AbstractMethod):
         move(model, optimizer, self.clip_norm)
         self._steps += 1
         by_layer = dict(zip(FIGURES, figures.T, strict=True))
-        metrics = {f"ricci_{name.removeprefix('ricci_')}": by_layer[name].mean() for name in FIGURES[:4]}
+        metrics = {name: by_layer[name].mean() for name in FIGURES[:4]}
         return StepRecord(record.loss, record.correct, metrics, tuple(_module_of(x.name) for x in layers), by_layer)
 
     def _layers(self, model: nn.Module, optimizer: Optimizer) -> list[_Layer]:

@@ -117,7 +117,8 @@ class TrainConfig:
     """CPU threads per process; None takes torch's choice, shared out between the processes."""
 
     diagnostics: int = 10
-    """Steps between two looks at every low-bit layer: flips, oscillation, what a metric corrects; 0 for none."""
+    """Steps between two looks at every low-bit layer: flips, oscillation, what an estimator's metric corrects; 0 for
+    none. What the training method itself finds is always written down."""
     mismatch_samples: int = 0
     """Weights per low-bit layer on which to compare the estimator's gradient with the loss's own, after each epoch.
     Each takes about as long as a step (1 bit) or two; 0 for none."""

@@ -21,7 +21,7 @@ from lowbit.training.config import FIELDS, TrainConfig, from_dict, resolve, resu
 from lowbit.training.evaluation import Evaluator
 from lowbit.training.metrics import SYNC_EVERY, EpochMeter, LossGuard, best_record, check_finite, with_layers
 from lowbit.training.optimizers import LATENT, build_optimizer, set_learning_rates
-from lowbit.training.progress import ProgressDisplay
+from lowbit.training.progress import ProgressDisplay, warnings_of
 from lowbit.training.result import BEST, LAST, TrainResult, closing_line, explain_divergence, headline, summarise
 from lowbit.training.run_folder import check_unused, create_run_folder, write_description
 from lowbit.training.run_log import RunLog
@@ -87,6 +87,8 @@ def _run(fabric: Fabric, config: TrainConfig) -> TrainResult:
             for epoch in range(len(trainer.history), config.epochs):
                 record = trainer.epoch(epoch, display, log)
                 log.epoch(record)
+                for line in warnings_of(record):
+                    display.line(line)
                 best = trainer.save(run)
                 display.epoch(record, best)
             result = summarise(run, config, trainer.history, runtime.peak_memory_mib(fabric.device))
@@ -120,6 +122,10 @@ class _Trainer:
                 f"--compile and --estimator {config.estimator} exclude each other: the estimator anneals, so the model "
                 "would be compiled anew at every epoch, until torch gives up and runs it uncompiled. Leave out "
                 "--compile, or take an estimator that does not anneal"
+            )
+        if config.epochs == 1 and anneals(self.model):
+            self.notes.append(
+                f"--estimator {config.estimator} changes from epoch to epoch: in a single one it stays as it starts"
             )
         runtime.place(fabric, self.model, config.channels_last)
         if config.resume is None and uncalibrated(self.model):

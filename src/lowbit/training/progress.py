@@ -15,6 +15,17 @@ _REFRESH = 0.1  # seconds between two redraws of the bar
 _PLAIN = 30.0  # seconds between two lines within an epoch where there is no terminal
 
 
+def warnings_of(record: dict[str, Any]) -> list[str]:
+    """What an epoch's record gives cause to say: that layers have not learned, because their gate stayed shut."""
+    shut = [name for name, figures in record.get("layers", {}).items() if figures.get("gated") == 1]
+    if not shut:
+        return []
+    return [
+        f"epoch {record['epoch']}: N stayed above ε, so that the loss did not move {', '.join(shut)}; give a larger "
+        "epsilon, or a smaller --latent-lr"
+    ]
+
+
 class ProgressDisplay:
     """A bar on a terminal, plain lines elsewhere, nothing at all when not `shown`."""
 
