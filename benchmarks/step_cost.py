@@ -3,9 +3,10 @@
     python -m benchmarks.step_cost [--json] [--batch 128] [--rounds 15] [--threads N] [--precision fp32|bf16]
                                    [--only NAME ...] [--save FILE]
 
-Every variant is built in this one process and timed in turn; medians. A method whose steps differ (`ricci` in its fast
-mode) is timed over its whole cycle, of which the mean counts. Memory is the peak of torch's allocations within a step
-or cycle. Brevitas is left out, with a word, where it is not installed (`pip install -e '.[bench]'`).
+Every variant is built in this one process and timed in turn: medians, and medians of the ratios within a round. A method
+whose steps differ (`ricci` in its fast mode) is timed over its whole cycle, of which the mean counts. Memory is the
+peak of torch's allocations within a step or cycle. Brevitas is left out, with a word, where it is not installed
+(`pip install -e '.[bench]'`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,7 +28,7 @@ from torch import nn
 
 import lowbit
 from benchmarks import _brevitas_resnet
-from benchmarks._measure import Step, environment, interleaved
+from benchmarks._measure import Step, Timing, environment, interleaved
 from lowbit.methods import AbstractMethod, build_method
 from lowbit.methods.ricci import Ricci
 from lowbit.models import build_model
@@ -95,14 +97,19 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     steps = {n: make_step(b, m, arguments.batch, arguments.precision, device) for n, (b, m) in chosen.items()}
     timings = interleaved(steps, arguments.rounds)
     lengths = {name: cycle(build_method(spec)) for name, (_, spec) in chosen.items()}
-    steps_ms = {name: timing.median / lengths[name] for name, timing in timings.items()}
     plain, base = timings["float"], timings[BASE]
+
+    def ratio(name: str, timing: Timing, reference: Timing) -> float:
+        """The median over rounds of the ratio within one: the machine drifts from round to round."""
+        pairs = zip(timing.milliseconds, reference.milliseconds, strict=True)
+        return round(statistics.median(own / other for own, other in pairs) / lengths[name], 3)
+
     return [
         {
             "name": name,
-            "ms": round(steps_ms[name], 2),
-            "ratio_to_float": round(steps_ms[name] / steps_ms["float"], 3),
-            "ratio_to_clipped": round(steps_ms[name] / steps_ms[BASE], 3),
+            "ms": round(timing.median / lengths[name], 2),
+            "ratio_to_float": ratio(name, timing, plain),
+            "ratio_to_clipped": ratio(name, timing, base),
             "peak_mib": round(timing.peak_mib, 1),
             "memory_ratio_to_float": round(timing.peak_mib / plain.peak_mib, 3),
             "memory_ratio_to_clipped": round(timing.peak_mib / base.peak_mib, 3),
