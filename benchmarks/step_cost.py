@@ -3,8 +3,8 @@
     python -m benchmarks.step_cost [--json] [--batch 128] [--rounds 15] [--threads N] [--precision fp32|bf16]
                                    [--only NAME ...] [--save FILE]
 
-Every variant is built in this one process and timed in turn: medians, and medians of the ratios within a round. A method
-whose steps differ (`ricci` in its fast mode) is timed over its whole cycle, of which the mean counts. Memory is the
+Every variant is built in this one process and timed in turn: medians, and medians of the ratios within a round. A
+method whose steps differ (`ricci`, mode fast) is timed over a whole cycle, of which the mean counts. Memory is the
 peak of torch's allocations within a step or cycle. Brevitas is left out, with a word, where it is not installed
 (`pip install -e '.[bench]'`).
 """
