@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -175,15 +177,9 @@ def run_flow(experiment: FlowExperiment, out: Path | None = None) -> FlowReport:
     metric = random_metric(grid, experiment.perturbation, experiment.seed)
     quantity: Literal["deviation", "curvature"] = "deviation" if experiment.equation == "deturck" else "curvature"
     _check_time(end, grid.smallest_eigenvalue)
-    existed = out is not None and out.exists()
-    folder = new_folder(out, f"flow-{experiment.dim}d-{experiment.equation}")
-    try:
+    with _folder_of_a_run(out, f"flow-{experiment.dim}d-{experiment.equation}") as folder:
         series = _follow(grid, metric, end, experiment.equation)
         decay = fit_decay(series.times, getattr(series, quantity), grid.smallest_eigenvalue)
-    except LowbitError:
-        if not existed:
-            folder.rmdir()  # nothing has been written
-        raise
     limit_rate = _limit_rate(grid, series.limit) if experiment.equation == "deturck" else None
     plots = [folder / "decay.png", folder / "curvature.png"]
     report = FlowReport(
@@ -216,6 +212,19 @@ def run_flow(experiment: FlowExperiment, out: Path | None = None) -> FlowReport:
     values = {name: getattr(series, name).tolist() for name in ("times", "deviation", "curvature")}
     (folder / "flow.json").write_text(json.dumps({**asdict(report), **values}, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+@contextmanager
+def _folder_of_a_run(out: Path | None, name: str) -> Iterator[Path]:
+    """The run's folder; a run that fails, having written nothing, leaves none that was not there before."""
+    existed = out is not None and out.exists()
+    folder = new_folder(out, name)
+    try:
+        yield folder
+    except LowbitError:
+        if not existed:
+            folder.rmdir()
+        raise
 
 
 def _check_time(end: float, rate: float) -> None:
