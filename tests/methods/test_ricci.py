@@ -230,7 +230,7 @@ def test_the_first_step_has_no_history() -> None:
 def test_gradient_mode_is_algorithm_1() -> None:
     """Natural gradient alone, without any shifted pass: inputs need not even be images."""
     model = net()
-    method, optimizer = build_method("ricci(mode=gradient, alpha=5, epsilon=0, rho=0.7)"), optimizer_for(model)
+    method, optimizer = build_method("ricci(mode=gradient, rho=0.7)"), optimizer_for(model)
     for step in range(2):
         expected = Dense(Case(0.0, float("inf"), rho=0.7)).step(model, *batch(step), RATES)
         record = method.step(model, batch(step), LOSS, optimizer)
@@ -404,6 +404,11 @@ def test_the_loss_must_depend_on_them() -> None:
         ("mode=quick", "mode='quick' of method 'ricci' must be fast, faithful or gradient"),
         ("metric=euclidean", "metric='euclidean' of method 'ricci' must be lne or hessian"),
         ("mode=faithful, interval=2", "interval=2 of method 'ricci' belongs to mode=fast; mode=faithful was asked for"),
+        (
+            "mode=gradient, alpha=0.1",
+            "alpha=0.1 .* belongs to mode=fast and mode=faithful; mode=gradient was asked",
+        ),
+        ("mode=gradient, axes=-1", "axes=-1 .* belongs to mode=fast and mode=faithful.* would have no effect"),
         ("interval=0", "interval=0 .* must be a number of steps, 1 or more"),
         ("shift_fraction=half", "shift_fraction='half' of method 'ricci' must be above 0"),
         ("together=no", "together='no' of method 'ricci' must be True or False"),

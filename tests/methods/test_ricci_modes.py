@@ -113,12 +113,12 @@ def test_resuming_between_two_evaluations_is_exact() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("mode", ["fast, interval=2", "faithful", "gradient"])
+@pytest.mark.parametrize("mode", ["fast, interval=2, alpha=0.3", "faithful, alpha=0.3", "gradient"])
 def test_gradient_accumulation_adds_up(mode: str) -> None:
     """Without batch normalisation a batch in parts is the batch."""
     whole, parts = net(), net()
-    a = run(build_method(f"ricci(mode={mode}, alpha=0.3)"), whole, batches(5))
-    b = run(build_method(f"ricci(mode={mode}, alpha=0.3)", micro_batches=3), parts, batches(5))
+    a = run(build_method(f"ricci(mode={mode})"), whole, batches(5))
+    b = run(build_method(f"ricci(mode={mode})", micro_batches=3), parts, batches(5))
     for left, right in zip(a, b, strict=True):
         assert_close(right.loss, left.loss, "dense")
         assert right.correct == left.correct

@@ -233,6 +233,23 @@ def test_one_epoch_of_an_annealed_estimator_is_spoken_of(tiny: Make, capsys: pyt
     assert "--estimator md-tanh changes from epoch to epoch" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "ricci(tau=50)"}, r"layer 'fc2': at τ = 50 .* the largest admissible τ is"),
+        ({"method": "ricci", "estimator": "lne"}, "take the estimator 'identity' or 'clipped', not 'lne'"),
+        ({"method": "metaquant", "estimator": "dorefa"}, "not 'dorefa'"),
+        ({"method": "metaquant", "weights": 32}, "needs latent weights that move"),
+    ],
+)
+def test_a_method_that_does_not_fit_leaves_no_folder(tiny: Make, settings: dict[str, Any], message: str) -> None:
+    config = tiny(**settings)
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+    assert config.out is not None
+    assert not config.out.exists()
+
+
 def test_a_run_without_a_low_bit_layer_is_refused(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(model="mlp(hidden=(8,))", epochs=1)
     with pytest.raises(ConfigError) as error:

@@ -44,6 +44,9 @@ class StepRecord:
 class AbstractMethod(ABC):
     """One training step, usable in the user's own loop as well as in ours."""
 
+    def check(self, model: nn.Module, optimizer: Optimizer) -> None:  # noqa: B027 (most methods take any model)
+        """Raises: ConfigError where the method cannot train this model; called before anything is written."""
+
     @abstractmethod
     def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
         """Clear the gradients, run the passes, move the weights.

@@ -121,6 +121,10 @@ class MetaQuant(AbstractMethod):
         self._top_rate = 0.0
         self._history: dict[str, _Past] = {}
 
+    def check(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Raises: ConfigError without latent weights that move, or where their estimator is not straight-through."""
+        _latent(model, learning_rates(optimizer))
+
     def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
         """One pass, one step of φ, one step."""
         rates = learning_rates(optimizer)

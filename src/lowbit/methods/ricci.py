@@ -40,6 +40,7 @@ from lowbit.methods._base import (
 )
 from lowbit.methods._shifts import Shifts, Transform, shifted_gradients
 
+ALPHA, EPSILON, SHIFTS = 0.01, 1.0, (1, -1, 1, -1)
 FAST_FRACTION, FAST_INTERVAL = 0.25, 8
 FIGURES = ("ricci_n", "gated", "pull", "correction", "norm_squared", "dominance_margin")
 MODES = ("fast", "faithful", "gradient")
@@ -125,15 +126,15 @@ class Ricci(AbstractMethod):
     def __init__(
         self,
         mode: Literal["fast", "faithful", "gradient"] = "fast",
-        alpha: float = 0.01,
-        epsilon: float = 1.0,
+        alpha: float = ALPHA,
+        epsilon: float = EPSILON,
         metric: Literal["lne", "hessian"] = "lne",
         tau: Tau = "auto",
         rho: float = 0.9,
         margin: float = 0.1,
         block: Block = "layer",
         inverse: Literal["exact", "weak"] = "exact",
-        shifts: tuple[int, int, int, int] = (1, -1, 1, -1),
+        shifts: tuple[int, int, int, int] = SHIFTS,
         axes: tuple[int, ...] | int | None = None,
         transform: Transform | str | None = None,
         shift_fraction: float | None = None,
@@ -152,10 +153,10 @@ class Ricci(AbstractMethod):
         if metric == "hessian" and inverse != "exact":
             raise ConfigError("inverse='weak' of method 'ricci' is one of metric=lne; that of metric=hessian is exact")
         check_block(block, "method 'ricci'")
-        given = {"shift_fraction": shift_fraction, "interval": interval, "together": together}
-        for name, setting in given.items():
-            if mode != "fast" and setting is not None:
-                raise ConfigError(f"{name}={setting} of method 'ricci' belongs to mode=fast; mode={mode} was asked for")
+        _check_belongs(mode, ("fast",), shift_fraction=shift_fraction, interval=interval, together=together)
+        flow = {"alpha": None if alpha == ALPHA else alpha, "epsilon": None if epsilon == EPSILON else epsilon}
+        flow_inputs = {"shifts": None if shifts == SHIFTS else shifts, "axes": axes, "transform": transform}
+        _check_belongs(mode, ("fast", "faithful"), **flow, **flow_inputs)
         fast = mode == "fast"
         self.shift_fraction = shift_fraction if shift_fraction is not None else FAST_FRACTION if fast else 1.0
         self.interval = interval if interval is not None else FAST_INTERVAL if fast else 1
@@ -173,6 +174,10 @@ class Ricci(AbstractMethod):
         self.backward, self.clip_norm, self.micro_batches = backward, clip_norm, micro_batches
         self._steps = 0
         self._memory: dict[str, _Memory] = {}
+
+    def check(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Raises: ConfigError without latent weights that move, for estimator `lne`, or a τ that is too large."""
+        self._layers(model, optimizer)
 
     def step(self, model: nn.Module, batch: Batch, loss_fn: Loss, optimizer: Optimizer) -> StepRecord:
         """The ordinary pass, the shifted passes if it is their turn, and the optimizer's step."""
@@ -311,6 +316,16 @@ class Ricci(AbstractMethod):
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{option}={value!r} of method 'ricci' must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def _check_belongs(mode: str, modes: tuple[str, ...], **options: Any) -> None:
+    """Raises: ConfigError where an option that is not None would have no effect in this mode."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if mode not in modes and given is not None:
+        raise ConfigError(
+            f"{given}={options[given]} of method 'ricci' belongs to mode={' and mode='.join(modes)}; mode={mode} was "
+            "asked for, in which it would have no effect"
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -137,6 +137,7 @@ class _Trainer:
         self.method = build_method(
             config.method, backward=fabric.backward, clip_norm=config.clip_norm, micro_batches=config.accumulate
         )
+        self.method.check(self.model, self.optimizer)
         self.monitor = WeightMonitor(self.model, config.diagnostics)
         self.guard = LossGuard(self.task.data.num_classes)
 
