@@ -50,6 +50,7 @@ PLAIN = {
     "multifcgrad": ["--estimator", "identity", "--method", "metaquant(net=multifc)"],
     "fcgrad": ["--estimator", "identity", "--method", "metaquant(net=fc)"],
     "ricci-gradient": ricci("mode=gradient"),
+    "ricci-identity": ["--estimator", "identity", "--method", "ricci"],
 }
 RATES = {
     "clipped": (2, 8, 32),
@@ -60,6 +61,7 @@ RATES = {
     "multifcgrad": (2, 8, 32),
     "fcgrad": (1, 4, 16),
     "ricci-gradient": (2, 8, 32),
+    "ricci-identity": (0.5, 2, 8, 32),
 }
 EXPLORE = {
     "layer": "mode=gradient",
@@ -82,6 +84,8 @@ COMPARE = {
     "clipped": at(8, PLAIN["clipped"]),
     "ricci-fast": at(8, ricci("mode=fast")),
     "ricci-fast-rate-32": at(32, ricci("mode=fast")),
+    "identity": at(32, PLAIN["identity"]),
+    "ricci-identity": at(32, PLAIN["ricci-identity"]),
     "dorefa": at(2, PLAIN["dorefa"]),
     "ricci-channel": at(8, ricci("mode=gradient,block=channel")),
     "ricci-faithful": at(8, ricci("mode=faithful")),

@@ -263,15 +263,15 @@ class Ricci(AbstractMethod):
 
     def _correct(self, layer: _Layer) -> Tensor:
         """Turn the layer's gradient into the paper's; returns the layer's figures."""
-        u = torch.tanh(layer.tau * layer.blocks)
-        norm = u.square().sum(-1).max() if self.kind == "lne" else u.new_full((), torch.nan)
-        shape_of_metric = [norm, layer.metric.dominance_margin().min()]
+        u, metric = layer.blocks, layer.metric
+        norm = metric.norm_squared().max() if isinstance(metric, LNEMetric) else u.new_full((), torch.nan)
+        shape_of_metric = [norm, metric.dominance_margin().min()]
         grad, memory = layer.weight.grad, self._memory.get(layer.name)
         if grad is None:
             zero = u.new_zeros(())
             return torch.stack([zero, zero, zero, zero, *shape_of_metric])
         plain = to_blocks(grad, self.block)
-        natural = layer.metric.solve(plain)
+        natural = metric.solve(plain)
         correction = _relative(natural - plain, plain)
         n = pull = u.new_zeros(())
         if memory is not None:
