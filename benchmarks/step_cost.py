@@ -148,7 +148,8 @@ def main() -> None:
     table = Table(*records[0], title="one training step of ResNet-20")
     for record in records:
         table.add_row(*(str(value) for value in record.values()))
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(table)
 
 
 if __name__ == "__main__":
