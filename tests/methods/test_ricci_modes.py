@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -198,9 +199,16 @@ def test_two_processes_do_what_one_does(mode: str, tmp_path) -> None:  # type: i
 
 def test_a_given_tau_that_breaks_positive_definiteness() -> None:
     model = net()
-    message = r"layer '2': at τ = 50 the metric is not positive definite.*the largest admissible τ is \d"
+    message = (
+        r"layer '2': at τ = 50 the metric is not positive definite.*the largest admissible τ is \d.* over all layers"
+    )
     with pytest.raises(ConfigError, match=message):
         run(build_method("ricci(tau=50)"), model, batches(1))
+    with pytest.raises(ConfigError) as refused:
+        build_method("ricci(tau=50)").check(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    largest = re.search(r"and (\S+) over all layers", str(refused.value))
+    assert largest is not None
+    build_method(f"ricci(tau={largest[1]})").check(model, torch.optim.SGD(model.parameters(), lr=0.1))
     records = run(build_method("ricci(tau=0.1)"), net(), batches(2))
     assert (records[0].layer_metrics["norm_squared"] < 0.9).all()
 

@@ -27,7 +27,14 @@ from lowbit.geometry.mirror import (
 )
 from lowbit.geometry.spectral import PeriodicGrid
 from lowbit.geometry.strong import STRONG_LIMIT, StrongInverse
-from lowbit.geometry.tau import Tau, TauRule, largest_dominant_tau, largest_tau, require_positive_definite
+from lowbit.geometry.tau import (
+    Tau,
+    TauRule,
+    largest_admissible_tau,
+    largest_dominant_tau,
+    largest_tau,
+    require_positive_definite,
+)
 
 __all__ = [
     "STRONG_LIMIT",
@@ -59,6 +66,7 @@ __all__ = [
     "from_blocks",
     "grid_curvature",
     "inverse_mirror_map",
+    "largest_admissible_tau",
     "largest_dominant_tau",
     "largest_tau",
     "lne_divergence",

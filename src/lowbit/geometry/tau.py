@@ -145,5 +145,15 @@ def require_positive_definite(weights: Tensor, tau: float | Tensor, name: str) -
     blocks = "" if weights.numel() == weights.shape[-1] else f" on one of its {weights[..., 0].numel()} blocks"
     raise ConfigError(
         f"layer '{name}': at τ = {given} the metric is not positive definite, ‖u‖² = {norm:.4g}{blocks} where it must "
-        f"be below 1; the largest admissible τ is {float(largest_tau(weights, 1.0, 60).min()):.4g}"
+        f"be below 1; the largest admissible τ is {largest_admissible_tau(weights):.4g} there"
     )
+
+
+def largest_admissible_tau(*weights: Tensor) -> float:
+    """The largest τ at which δ − u uᵀ is positive definite on every block of every tensor (..., n), to four digits.
+
+    Rounded down: a bound that is printed must itself be admissible. Reads values back from the device.
+    """
+    tau = min(float(largest_tau(w, 1.0, 60).min()) for w in weights)
+    unit = 10.0 ** (math.floor(math.log10(tau)) - 3)
+    return math.floor(tau / unit) * unit

@@ -21,6 +21,7 @@ from lowbit.geometry import (
     check_block,
     diagonal_difference_norm_squared,
     from_blocks,
+    largest_admissible_tau,
     outer_difference_norm_squared,
     require_positive_definite,
     to_blocks,
@@ -169,7 +170,10 @@ class Ricci(AbstractMethod):
             raise ConfigError(f"together={together!r} of method 'ricci' must be True or False")
         self.mode, self.alpha, self.epsilon, self.block, self.inverse = mode, alpha, epsilon, block, inverse
         self.kind = metric
-        self.rule = TauRule(tau, rho, margin)
+        try:
+            self.rule = TauRule(tau, rho, margin)
+        except ConfigError as error:
+            raise ConfigError(f"method 'ricci': {error}") from None
         self.shifts = Shifts(shifts, (axes,) if isinstance(axes, int) else axes, transform)
         self.backward, self.clip_norm, self.micro_batches = backward, clip_norm, micro_batches
         self._steps = 0
@@ -203,15 +207,24 @@ class Ricci(AbstractMethod):
             raise ConfigError(
                 "method 'ricci' applies g⁻¹ itself: take the estimator 'identity' or 'clipped', not 'lne'"
             )
+        if self.kind == "lne" and self._steps == 0 and not isinstance(self.rule.tau, str):
+            self._require_positive_definite(self.rule.tau, latent)
         return [self._layer(name, w, rates[id(w)]) for name, w in latent]
+
+    def _require_positive_definite(self, tau: float, latent: Sequence[tuple[str, nn.Parameter]]) -> None:
+        blocks = {_module_of(name): to_blocks(w.detach(), self.block) for name, w in latent}
+        try:
+            for name, of_layer in blocks.items():
+                require_positive_definite(of_layer, tau, name)
+        except ConfigError as error:
+            everywhere = largest_admissible_tau(*blocks.values())
+            raise ConfigError(f"{error}, and {everywhere:.4g} over all layers; or take tau=auto") from None
 
     def _layer(self, name: str, weight: nn.Parameter, rate: float) -> _Layer:
         blocks = to_blocks(weight.detach(), self.block)
         if self.kind == "hessian":
             tau = self.rule.diagonal(blocks)
             return _Layer(name, weight, blocks, rate, HessianMetric(blocks, tau), tau)
-        if self._steps == 0 and not isinstance(self.rule.tau, str):
-            require_positive_definite(blocks, self.rule.tau, _module_of(name))
         tau = self.rule(blocks) if self.inverse == "weak" else self.rule.admissible(blocks)
         return _Layer(name, weight, blocks, rate, LNEMetric(blocks, tau, self.inverse), tau)
 
