@@ -276,23 +276,23 @@ class Ricci(AbstractMethod):
 
     def _correct(self, layer: _Layer) -> Tensor:
         """Turn the layer's gradient into the paper's; returns the layer's figures."""
-        u, metric = layer.blocks, layer.metric
-        norm = metric.norm_squared().max() if isinstance(metric, LNEMetric) else u.new_full((), torch.nan)
+        w, metric = layer.blocks, layer.metric
+        norm = metric.norm_squared().max() if isinstance(metric, LNEMetric) else w.new_full((), torch.nan)
         shape_of_metric = [norm, metric.dominance_margin().min()]
         grad, memory = layer.weight.grad, self._memory.get(layer.name)
         if grad is None:
-            zero = u.new_zeros(())
+            zero = w.new_zeros(())
             return torch.stack([zero, zero, zero, zero, *shape_of_metric])
         plain = to_blocks(grad, self.block)
         natural = metric.solve(plain)
         correction = _relative(natural - plain, plain)
-        n = pull = u.new_zeros(())
+        n = pull = w.new_zeros(())
         if memory is not None:
-            n = memory.n.to(u)
+            n = memory.n.to(w)
         shut = n > self.epsilon
         result = natural * ~shut
         if memory is not None and memory.slope is not None:
-            regulariser = self.alpha * memory.slope.to(u)
+            regulariser = self.alpha * memory.slope.to(w)
             pull = _relative(regulariser, natural)
             result = result + regulariser
         grad.copy_(from_blocks(result, grad.shape))
