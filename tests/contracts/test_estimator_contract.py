@@ -12,7 +12,7 @@ from torch import Tensor
 from lowbit._errors import ConfigError
 from lowbit.estimators import ESTIMATORS, AbstractEstimator, build_estimator, check_pair, staircase
 from lowbit.layers import FakeQuantize
-from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, Grid
+from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, Grid, build_quantizer
 from straddling import ALL_ESTIMATORS, ALL_QUANTIZERS, PAIRS, extremes, fits, gradient, label, noise, straddling
 from tolerances import assert_close
 
@@ -31,7 +31,7 @@ def relaxes(estimator: AbstractEstimator) -> bool:
 
 
 def smallest_grid(estimator: AbstractEstimator) -> AbstractQuantizer:
-    return SIGN if estimator.binary_only else QUANTIZERS.get("lsq")(bits=2)
+    return SIGN if estimator.binary_only else QUANTIZERS.get("staircase" if estimator.one_sided_only else "lsq")(bits=2)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS.names())
@@ -236,15 +236,19 @@ def test_only_what_it_needs_is_kept_for_the_backward_pass(estimator: AbstractEst
 @every_estimator
 @pytest.mark.parametrize("role", ROLES)
 def test_roles_and_quantizers_are_enforced(estimator: AbstractEstimator, role: str) -> None:
-    for quantizer in (SIGN, QUANTIZERS.get("ternary")(), QUANTIZERS.get("lsq")(bits=2)):
-        if role in estimator.roles and (quantizer is SIGN or not estimator.binary_only):
+    for name in ("sign", "ternary", "lsq", "unsigned", "staircase"):
+        quantizer = build_quantizer(name, 1 if name == "sign" else 2)
+        suits = name == "sign" or not estimator.binary_only
+        if estimator.one_sided_only:
+            suits = name in ("unsigned", "staircase")
+        if role in estimator.roles and suits:
             check_pair(estimator, quantizer, role)
             continue
         with pytest.raises(ConfigError, match=ESTIMATORS.name_of(type(estimator), default="?")) as caught:
             check_pair(estimator, quantizer, role)
         _, _, offered = str(caught.value).rpartition(": ")
-        for name in offered.split(", "):  # what the message recommends can indeed be used
-            check_pair(ESTIMATORS.get(name)(), quantizer, role)
+        for other in offered.split(", "):  # what the message recommends can indeed be used
+            check_pair(ESTIMATORS.get(other)(), quantizer, role)
 
 
 @every_estimator

@@ -99,7 +99,7 @@ def test_quantizing_twice_changes_nothing(original: AbstractQuantizer) -> None:
     for seed in range(5):
         once = quantizer(fitting(quantizer, seed))
         twice = quantizer(once)
-        if policy_of(quantizer) in ("none", "learned"):
+        if quantizer.static or policy_of(quantizer) == "none":
             assert torch.equal(twice, once)
         else:  # the second scale is computed from the quantized values
             assert_close(twice, once, "requantized")
@@ -112,12 +112,17 @@ def test_a_power_of_two_in_the_input_leaves_the_codes(original: AbstractQuantize
     quantizer = fresh(original)
     x = fitting(quantizer)
     values, codes = quantizer(x), quantizer.codes(x)
-    if policy_of(quantizer) == "learned":
+    if policy_of(quantizer) in ("fitted", "learned"):
         with torch.no_grad():
             quantizer.scaling.value.mul_(2.0**power)  # type: ignore[attr-defined, union-attr]
     moved = quantizer.codes(x * 2.0**power)
-    if getattr(quantizer, "transform", "none") == "tanh" or (not quantizer.signed and policy_of(quantizer) == "none"):
-        assert not torch.equal(moved, codes)  # tanh, and the fixed range [0, 1], have a scale of their own
+    if getattr(quantizer, "transform", "none") == "tanh" or (
+        not quantizer.signed and policy_of(quantizer) in ("none", "fixed")
+    ):
+        one_threshold = quantizer.rounding == "ceil" and quantizer.grid.count == 2  # at 0, whatever the scale
+        assert (
+            torch.equal(moved, codes) == one_threshold
+        )  # tanh, the range [0, 1] and a fixed resolution have a scale of their own
         return
     assert torch.equal(moved, codes)
     factor = 1.0 if policy_of(quantizer) == "none" else 2.0**power
@@ -150,7 +155,10 @@ def test_dtype_and_device_are_kept(original: AbstractQuantizer, dtype: torch.dty
     assert (y.dtype, y.shape, y.device) == (dtype, x.shape, x.device)
     assert (quantizer.codes(x) >= quantizer.grid.low).all()
     assert (quantizer.codes(x) <= quantizer.grid.high).all()
-    if policy_of(quantizer) != "learned":  # a learned scale reads its first tensor: it cannot start on meta
+    if policy_of(quantizer) not in (
+        "fitted",
+        "learned",
+    ):  # such a scale reads its first tensor: it cannot start on meta
         nowhere = quantizer(x.to("meta"))
         assert (nowhere.dtype, nowhere.shape, nowhere.device.type) == (dtype, x.shape, "meta")
 
@@ -217,6 +225,11 @@ def test_ties(original: AbstractQuantizer) -> None:
         assert original.discretize(zeros).tolist() == [1.0, 1.0]
         return
     lower = torch.arange(grid.low, grid.high, grid.step, dtype=torch.float32)
+    if original.rounding == "ceil":  # an integer keeps its code, what lies above it by more than rounding goes up
+        assert torch.equal(original.discretize(lower.clone()), lower)
+        assert torch.equal(original.discretize(lower * (1 + 2e-7)), lower)
+        assert torch.equal(original.discretize(torch.where(lower > 0, lower * (1 + 1e-6), 1e-45)), lower + 1)
+        return
     below, tie, above = around(lower + 0.5).split(lower.numel())
     assert torch.equal(original.discretize(below), lower)
     assert torch.equal(original.discretize(above), lower + 1)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lowbit
-from lowbit.estimators import build_estimator
+from lowbit.estimators import AbstractEstimator, build_estimator
 from lowbit.estimators.clipped import Clipped
+from lowbit.estimators.coarse_relu import ReLU
 from lowbit.estimators.identity import Identity
 from lowbit.layers import fake_quantize, fused
 from lowbit.quantizers import build_quantizer
@@ -51,12 +52,16 @@ def both_ways(
     return results
 
 
-@pytest.mark.parametrize("spec", ["unsigned", "lsq"])
+EVERYWHERE = (Clipped(), Clipped(c=1.5), Identity())
+WINDOWED = [(spec, e) for spec in ("unsigned", "lsq", "staircase(scale=learned)") for e in EVERYWHERE]
+WINDOWED += [("unsigned", ReLU()), ("staircase(scale=learned)", ReLU())]
+
+
+@pytest.mark.parametrize(("spec", "estimator"), WINDOWED, ids=str)
 @pytest.mark.parametrize("bits", [1, 2, 3, 8])
-@pytest.mark.parametrize("estimator", [Clipped(), Clipped(c=1.5), Identity()], ids=str)
 @pytest.mark.parametrize("step", [0.25, 0.1, 3.7])
 def test_values_bit_for_bit_and_gradients_to_rounding(
-    spec: str, bits: int, estimator: Clipped | Identity, step: float, monkeypatch: pytest.MonkeyPatch
+    spec: str, bits: int, estimator: AbstractEstimator, step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if spec == "lsq" and bits == 1:
         bits = 4

@@ -29,6 +29,8 @@ class AbstractEstimator(ABC):
     """`at(progress)` changes the rule during training."""
     binary_only: ClassVar[bool]
     """Defined for the sign staircase alone."""
+    one_sided_only: ClassVar[bool] = False
+    """Defined only for staircases that rise from 0, as a quantized ReLU does."""
     roles: ClassVar[frozenset[str]]
     """Where it may be used: "weights", "activations"."""
     needs: ClassVar[frozenset[str]]
@@ -129,8 +131,17 @@ def build_estimator(spec: str | AbstractEstimator) -> AbstractEstimator:
 def check_pair(estimator: AbstractEstimator, quantizer: AbstractQuantizer, role: str) -> None:
     """Raises: ConfigError when the estimator is not defined for that quantizer or that role."""
     name = ESTIMATORS.name_of(type(estimator), default=type(estimator).__name__)
-    binary = quantizer.grid.binary
-    usable = ", ".join(n for n, c in ESTIMATORS.items() if role in c.roles and (binary or not c.binary_only))
+    binary, one_sided = quantizer.grid.binary, quantizer.grid.one_sided
+    usable = ", ".join(
+        n
+        for n, c in ESTIMATORS.items()
+        if role in c.roles and (binary or not c.binary_only) and (one_sided or not c.one_sided_only)
+    )
+    if estimator.one_sided_only and not one_sided:
+        raise ConfigError(
+            f"estimator '{name}' is defined for staircases that rise from 0 (quantizers 'staircase', 'unsigned'), the "
+            f"{role} have codes from {quantizer.grid.low} to {quantizer.grid.high}; estimators for them: {usable}"
+        )
     if estimator.binary_only and not binary:
         raise ConfigError(
             f"estimator '{name}' is defined for the sign quantizer only, the {role} have {quantizer.grid.count} "

@@ -1,7 +1,8 @@
 """Low-bit layers, and the conversion of a float model into them."""
 
+from lowbit.layers.activation import QuantReLU
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
-from lowbit.layers.conversion import ConversionPlan, LayerOptions, LayerPlan, convert, plan
+from lowbit.layers.conversion import ConversionPlan, LayerPlan, convert, plan
 from lowbit.layers.cost import LayerSummary, Summary, summary
 from lowbit.layers.fake_quantize import FakeQuantize, anneals, quantizers_of, set_progress
 from lowbit.layers.inspect import (
@@ -13,6 +14,7 @@ from lowbit.layers.inspect import (
     scale_parameters,
 )
 from lowbit.layers.linear import QuantLinear
+from lowbit.layers.options import LayerOptions
 from lowbit.layers.parts import weights_per_part
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "QuantConv3d",
     "QuantConvTranspose2d",
     "QuantLinear",
+    "QuantReLU",
     "Summary",
     "anneals",
     "calibrate",

@@ -5,27 +5,26 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lowbit import _spec
-from lowbit._errors import ConfigError, UnknownNameError, nearest
-from lowbit.estimators import AbstractEstimator, build_estimator, check_pair
+from lowbit._errors import ConfigError
+from lowbit.estimators import AbstractEstimator
+from lowbit.layers.activation import QuantReLU
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
 from lowbit.layers.linear import QuantLinear
+from lowbit.layers.options import FLOAT, LayerOptions, check_options, kept_in_float, overridden, rectifies
 from lowbit.layers.text import as_text
-from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, PerTensor, build_quantizer
 
 _log = logging.getLogger("lowbit")
 
-FLOAT = 32
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: QuantConv1d,
     nn.Conv2d: QuantConv2d,
@@ -33,63 +32,7 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose2d: QuantConvTranspose2d,
     nn.Linear: QuantLinear,
 }
-
-
-@dataclass(frozen=True)
-class LayerOptions:
-    """What one layer becomes; the keys an override may set.
-
-    Args:
-        weights, activations: bits, 1 to 8; 32 leaves that side in float.
-        estimator, quantizer: for the weights; None lets the bits choose (1: sign, 2 to 8: lsq).
-        activation_estimator, activation_quantizer: for the layer's input; None: clipped, unsigned.
-    """
-
-    weights: int = 1
-    activations: int = FLOAT
-    estimator: str | AbstractEstimator = "clipped"
-    quantizer: str | None = None
-    activation_quantizer: str | None = None
-    activation_estimator: str | AbstractEstimator | None = None
-
-    def build_weight(self, layer: nn.Module) -> nn.Module:
-        """The weight's FakeQuantize, or an identity. Raises: LowbitError."""
-        if self.weights == FLOAT:
-            return nn.Identity()
-        spec = self.quantizer or ("sign" if self.weights == 1 else "lsq")
-        axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-        shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
-        quantizer = build_quantizer(spec, self.weights, shape=shape, axis=axis, batched=False)
-        if not quantizer.signed:
-            raise ConfigError(
-                f"quantizer '{spec}' is unsigned: as a weight quantizer it would make every negative weight 0"
-            )
-        spread = isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1
-        if spread and quantizer.granularity != PerTensor():
-            raise ConfigError(
-                "a transposed convolution with groups takes granularity 'tensor': its channels are spread"
-            )
-        return _pair(quantizer, build_estimator(self.estimator), "weights")
-
-    def build_input(self, name: str, layer: nn.Module) -> nn.Module:
-        """The input's FakeQuantize, or an identity. Raises: LowbitError."""
-        if self.activations == FLOAT:
-            return nn.Identity()
-        spec = self.activation_quantizer or "unsigned"
-        axis = -1 if isinstance(layer, nn.Linear) else 1
-        quantizer = build_quantizer(spec, self.activations, shape=None, axis=axis, batched=True)
-        if not quantizer.static:
-            raise ConfigError(
-                f"quantizer '{spec}' computes its scale from the tensor itself: on activations, the result for one "
-                "example would depend on the others of its batch; take a learned scale, as in 'unsigned' or 'lsq'"
-            )
-        estimator = build_estimator(self.activation_estimator or "clipped")
-        return _pair(quantizer, estimator, "activations", f"the input of layer '{name}'")
-
-
-def _pair(quantizer: AbstractQuantizer, estimator: AbstractEstimator, role: str, name: str = "") -> FakeQuantize:
-    check_pair(estimator, quantizer, role)
-    return FakeQuantize(quantizer, estimator, name)
+RECTIFIERS = (nn.ReLU, nn.ReLU6)  # the activation functions whose place a quantizer that rectifies can take
 
 
 @dataclass(frozen=True)
@@ -101,11 +44,28 @@ class LayerPlan:
     action: Literal["convert", "keep"]
     reason: str
     options: LayerOptions | None
+    rectifier: bool = False
+    """Whether it is an activation function, which has no weights, and not a layer."""
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Bits of its weights; None where it has none."""
+        return None if self.rectifier else self.options.weights if self.options else FLOAT
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits to which it quantizes what comes in."""
+        if self.options is None:
+            return FLOAT
+        return self.options.activations if self.rectifier else self.options.input_bits
 
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What `convert` will do to a model: every layer that has weights, in the order of the model's modules."""
+    """What `convert` will do to a model: every layer that has weights, in the order of the model's modules.
+
+    With a quantizer that rectifies, the activation functions whose place it takes are among them.
+    """
 
     model: nn.Module
     layers: tuple[LayerPlan, ...]
@@ -119,10 +79,7 @@ class ConversionPlan:
         """The plan as a table."""
         table = Table("layer", "kind", "weights", "activations", "why", title="conversion")
         for layer in self.layers:
-            options = layer.options
-            weights = "float" if options is None or options.weights == FLOAT else f"{options.weights} bit"
-            inputs = "float" if options is None or options.activations == FLOAT else f"{options.activations} bit"
-            table.add_row(layer.name, layer.kind, weights, inputs, layer.reason)
+            table.add_row(layer.name, layer.kind, _bits(layer.weight_bits), _bits(layer.activation_bits), layer.reason)
         return table
 
     def __str__(self) -> str:
@@ -131,7 +88,10 @@ class ConversionPlan:
     def describe(self) -> str:
         """The plan in one line."""
         kept = [f"{layer.name} ({layer.reason})" for layer in self.layers if layer.action == "keep"]
-        return f"{len(self.converted)} layers converted; kept in float: {', '.join(kept) or 'none'}"
+        activations = sum(layer.rectifier for layer in self.converted)
+        replaced = f", {activations} activation functions replaced" if activations else ""
+        count = len(self.converted) - activations
+        return f"{count} layers converted{replaced}; kept in float: {', '.join(kept) or 'none'}"
 
     def apply(self) -> nn.Module:
         """A converted copy of the model; the model itself is left as it was."""
@@ -139,9 +99,15 @@ class ConversionPlan:
         computed = [t for m in self.model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
         result = copy.deepcopy(self.model, {id(t): t.detach().clone() for t in computed if not t.is_leaf})
         modules = dict(result.named_modules())
+        like = next((p for p in result.parameters() if p.is_floating_point()), torch.zeros(()))
         for layer in self.converted:
             assert layer.options is not None
             module = modules[layer.name]
+            if layer.rectifier:
+                module.__class__ = QuantReLU
+                module.input_quantizer = layer.options.build_activation(layer.name).to(like)
+                module.train(module.training)
+                continue
             weight_quantizer = layer.options.build_weight(module)
             input_quantizer = layer.options.build_input(layer.name, module)
             # Changing the class keeps the object: hooks, sharing and references from other modules stay valid.
@@ -175,22 +141,26 @@ def plan(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"convert() takes a torch.nn.Module; {type(model).__name__} was given")
     base = LayerOptions(weights, activations, estimator, quantizer, activation_quantizer, activation_estimator)
-    _check_options(base)
+    check_options(base)
     found = {name: module for name, module in model.named_modules() if _has_weights(module)}
     reasons = {name: _obstacle(model, name, module) for name, module in found.items()}
     able = [name for name, reason in reasons.items() if not reason]
-    kept = _kept(able, keep_float)
-    chosen = _overridden(able, base, overrides or {})
+    rectifiers = _rectifiers(model, base, overrides or {})
+    kept = kept_in_float(able, list(rectifiers), keep_float)
+    chosen = overridden([*able, *rectifiers], base, overrides or {})
     layers = []
-    for name, module in found.items():
+    for name, module in model.named_modules():
+        if name not in found and name not in rectifiers:
+            continue
         options: LayerOptions | None = None
-        reason = reasons[name] or (kept.get(name, "") if name not in chosen else "")
+        reason = reasons.get(name, "") or (kept.get(name, "") if name not in chosen else "")
         if not reason:
             options = chosen.get(name, base)
             reason = "override" if name in chosen else "default"
-            if options is None or (options.weights == FLOAT and options.activations == FLOAT):
+            if options is None or not _changes(options, name in rectifiers):
                 options, reason = None, f"{reason}: float"
-        layers.append(LayerPlan(name, type(module).__name__, "convert" if options else "keep", reason, options))
+        action: Literal["convert", "keep"] = "convert" if options else "keep"
+        layers.append(LayerPlan(name, type(module).__name__, action, reason, options, name in rectifiers))
         if options:
             _build_for_check(name, module, options)
     return ConversionPlan(model, tuple(layers))
@@ -251,6 +221,31 @@ def convert(
     return decided.apply()
 
 
+def _changes(options: LayerOptions, rectifier: bool) -> bool:
+    """Whether anything becomes low-bit with these options."""
+    return options.rectifies if rectifier else min(options.weights, options.input_bits) < FLOAT
+
+
+def _bits(number: int | None) -> str:
+    return "" if number is None else "float" if number == FLOAT else f"{number} bit"
+
+
+def _rectifiers(model: nn.Module, base: LayerOptions, overrides: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The activation functions whose place the quantizer takes, if one that rectifies is asked for."""
+    wanted = overrides.values() if isinstance(overrides, Mapping) else ()  # what is wrong is said later
+    specs = [options.get("activation_quantizer") for options in wanted if isinstance(options, Mapping)]
+    if not base.rectifies and not any(rectifies(spec) for spec in specs if isinstance(spec, str)):
+        return {}
+    found = {name: module for name, module in model.named_modules() if type(module) in RECTIFIERS}
+    if not found:
+        raise ConfigError(
+            "a quantizer that rectifies, as 'staircase' does, takes the place of nn.ReLU modules, and this model has "
+            "none (calls of torch.nn.functional.relu are not seen): make its ReLUs modules, or take "
+            "activation_quantizer='unsigned', which quantizes the inputs of the layers"
+        )
+    return found
+
+
 def _has_weights(module: nn.Module) -> bool:
     """Whether a module multiplies by weights of its own, so that a plan should mention it."""
     known = (
@@ -291,80 +286,11 @@ def _leave_fast_path(module: nn.Module) -> None:
         module.use_nested_tensor = False  # the packed sequences it makes for that path have no shape to quantize over
 
 
-def _kept(able: Sequence[str], keep_float: Sequence[str]) -> dict[str, str]:
-    if isinstance(keep_float, str):
-        raise ConfigError(f"keep_float takes a list of names; write ('{keep_float}',)")
-    if not isinstance(keep_float, Sequence) or not all(isinstance(entry, str) for entry in keep_float):
-        raise ConfigError(f"keep_float takes a list of names, () for none; {keep_float!r} was given")
-    kept: dict[str, str] = {}
-    for entry in keep_float:
-        if entry in ("first", "last"):
-            matches = able[:1] if entry == "first" else able[-1:]
-        else:
-            matches = _matches(entry, able, "keep_float")
-        for name in matches:
-            kept.setdefault(name, f"keep_float: {entry}")
-    return kept
-
-
-def _matches(pattern: str, able: Sequence[str], where: str) -> list[str]:
-    matches = [name for name in able if fnmatchcase(name, pattern)]
-    if not matches:
-        raise UnknownNameError(
-            f"{where}: no layer that can be converted is called '{pattern}': {nearest(pattern, able)}"
-            f"the layers are: {', '.join(able) or 'none'}"
-        )
-    return matches
-
-
-def _overridden(
-    able: Sequence[str], base: LayerOptions, overrides: Mapping[str, Mapping[str, Any] | str]
-) -> dict[str, LayerOptions]:
-    fields = LayerOptions.__dataclass_fields__
-    if not isinstance(overrides, Mapping):
-        raise ConfigError(f"overrides takes a mapping of name pattern to options; {overrides!r} was given")
-    chosen: dict[str, LayerOptions] = {}
-    for pattern, wanted in overrides.items():
-        if isinstance(wanted, str):
-            if wanted != "float":
-                raise ConfigError(f"override '{pattern}': expected options or 'float', '{wanted}' was given")
-            wanted = {"weights": FLOAT, "activations": FLOAT}
-        if not isinstance(wanted, Mapping):
-            raise ConfigError(f"override '{pattern}': expected options such as {{'weights': 2}}, {wanted!r} was given")
-        for key in wanted:
-            if key not in fields:
-                raise UnknownNameError(
-                    f"override '{pattern}' has no option '{key}': {nearest(key, fields)}it takes: {', '.join(fields)}"
-                )
-        for name in _matches(pattern, able, "overrides"):
-            chosen[name] = replace(chosen.get(name, base), **wanted)
-            _check_options(chosen[name])
-    return chosen
-
-
-def _check_options(options: LayerOptions) -> None:
-    """Raises: LowbitError for what is wrong whatever the layer, also when no layer comes to use it."""
-    for key, bits in (("weights", options.weights), ("activations", options.activations)):
-        if isinstance(bits, bool) or not isinstance(bits, int) or (bits != FLOAT and not 1 <= bits <= 8):
-            raise ConfigError(f"{key}={bits!r}: expected a number of bits from 1 to 8, or 32 for float")
-    for key, spec in (
-        ("quantizer", options.quantizer),
-        ("activation_quantizer", options.activation_quantizer),
-    ):
-        # Not an object: every layer needs a quantizer of its own, with a scale of its own.
-        if spec is not None and not isinstance(spec, str):
-            raise ConfigError(f"{key}={spec!r}: expected the name of a quantizer, such as 'lsq(bits=4)'")
-        if spec is not None:
-            QUANTIZERS.get(_spec.parse(spec)[0])
-    for key, rule in (("estimator", options.estimator), ("activation_estimator", options.activation_estimator)):
-        if rule is not None and not isinstance(rule, str | AbstractEstimator):
-            raise ConfigError(f"{key}={rule!r}: expected the name of an estimator, such as 'clipped', or an object")
-        if rule is not None:
-            build_estimator(rule)
-
-
 def _build_for_check(name: str, module: nn.Module, options: LayerOptions) -> None:
     try:
+        if type(module) in RECTIFIERS:
+            options.build_activation(name)
+            return
         options.build_input(name, module)
         built = options.build_weight(module)
         if isinstance(built, FakeQuantize):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lowbit._errors import ConfigError
+from lowbit.layers.activation import QuantReLU
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
 from lowbit.layers.text import as_text
 from lowbit.quantizers.scale import Scale
 
 FLOAT_BYTES = 4
+PASSING = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+"""Modules that, in evaluation, hand on values they were given."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def summary(model: nn.Module, input_shape: tuple[int, ...] | None = None, show: 
     """Bits, parameters, multiply–accumulates and bytes of every layer; prints them as a table.
 
     MACs are counted in one forward pass over zeros of shape (1, *input_shape), in evaluation mode; the model is left as
-    it was. Without an input shape they are left out.
+    it was. Without an input shape they are left out. That pass also follows the values of a quantized ReLU through
+    pooling, flattening and the like to the layer that reads them, whose input bits are then those of the ReLU.
 
     Args:
         model: float or converted.
@@ -135,13 +139,13 @@ def summary(model: nn.Module, input_shape: tuple[int, ...] | None = None, show: 
 
     Raises: ConfigError when the model does not take that shape.
     """
-    macs = {} if input_shape is None else _count_macs(model, input_shape)
+    run = _Run() if input_shape is None else _run_once(model, input_shape)
     rows = []
     inside = {id(m) for q in model.modules() if isinstance(q, FakeQuantize) for m in q.modules()}
     seen: set[int] = set()
     for name, module in model.named_modules():
         if id(module) not in inside:
-            row = _row(name, module, macs.get(id(module), 0), seen)
+            row = _row(name, module, run, seen)
             if row is not None:
                 rows.append(row)
     result = Summary(tuple(rows))
@@ -150,31 +154,42 @@ def summary(model: nn.Module, input_shape: tuple[int, ...] | None = None, show: 
     return result
 
 
-def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[int, int]:
-    """Multiply–accumulates of one example by module."""
+@dataclass(frozen=True)
+class _Run:
+    """What one forward pass tells, by the id of a module."""
+
+    macs: dict[int, int] = field(default_factory=dict)
+    """Multiply–accumulates of one example."""
+    bits: dict[int, int] = field(default_factory=dict)
+    """Bits of an input that was low-bit already when it came."""
+
+
+def _run_once(model: nn.Module, input_shape: tuple[int, ...]) -> _Run:
+    """One example through the model."""
     if not isinstance(input_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in input_shape):
         raise ConfigError(f"input_shape={input_shape!r}: expected the shape of one example, such as (3, 32, 32)")
-    macs: dict[int, int] = {}
+    run = _Run()
     first = next(model.parameters(), torch.zeros(()))
-    with _counting(model, macs), torch.no_grad():
+    with _counting(model, run), torch.no_grad():
         try:
             model(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:  # torch's modules raise each
             raise ConfigError(f"the model does not take an input of shape {(1, *input_shape)}: {error}") from None
-    return macs
+    return run
 
 
-def _row(name: str, module: nn.Module, macs: int, seen: set[int]) -> LayerSummary | None:
+def _row(name: str, module: nn.Module, run: _Run, seen: set[int]) -> LayerSummary | None:
     """The row of a module, or None if it owns nothing; tied tensors count once."""
     own = [
         t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.is_floating_point()
     ]
     own = [t for t in own if id(t) not in seen]
-    if not own and not macs:
+    macs = run.macs.get(id(module), 0)
+    if not own and not macs and not isinstance(module, QuantReLU):
         return None
     seen.update(id(t) for t in own)
     size = sum(t.numel() for t in own) * FLOAT_BYTES
-    packed, scales, weight_bits, input_bits = size, 0, 32, 32
+    packed, scales, weight_bits, input_bits = size, 0, 32, run.bits.get(id(module), 32)
     if isinstance(module, QUANT_LAYERS):
         weight, inputs = module.weight_quantizer, module.input_quantizer
         scales = _scale_count(weight, module.weight) + _scale_count(inputs, None)
@@ -184,6 +199,9 @@ def _row(name: str, module: nn.Module, macs: int, seen: set[int]) -> LayerSummar
                 packed += math.ceil(module.weight.numel() * weight_bits / 8) - module.weight.numel() * FLOAT_BYTES
         if isinstance(inputs, FakeQuantize):
             input_bits = inputs.quantizer.grid.bits
+        packed += scales * FLOAT_BYTES
+    elif isinstance(module, QuantReLU):
+        scales, input_bits = _scale_count(module.input_quantizer, None), module.input_quantizer.quantizer.grid.bits
         packed += scales * FLOAT_BYTES
     parameters = sum(p.numel() for p in own if isinstance(p, nn.Parameter)) + scales
     return LayerSummary(
@@ -195,8 +213,8 @@ def _scale_count(quantize: nn.Module, tensor: Tensor | None) -> int:
     """How many scales deployment has to store; those computed from the data at run time are none."""
     if not isinstance(quantize, FakeQuantize):
         return 0
-    learned = sum(p.numel() for p in quantize.parameters())
-    fixed = any(isinstance(part, Scale) and part.policy == "none" for part in quantize.modules())
+    learned = sum(s.value.numel() for s in quantize.modules() if isinstance(s, Scale) and s.value is not None)
+    fixed = any(isinstance(part, Scale) and part.policy in ("none", "fixed") for part in quantize.modules())
     # A learned scale is not computed even once: that would initialise it, and a summary changes nothing.
     if learned or fixed or tensor is None:
         return learned
@@ -205,7 +223,7 @@ def _scale_count(quantize: nn.Module, tensor: Tensor | None) -> int:
 
 
 @contextmanager
-def _counting(model: nn.Module, macs: dict[int, int]) -> Iterator[None]:
+def _counting(model: nn.Module, run: _Run) -> Iterator[None]:
     """Count multiply–accumulates of convolutions and linear layers while the model runs in evaluation mode.
 
     Quantizers pass their input on meanwhile: learned scales would take their first value from the zeros otherwise.
@@ -216,10 +234,21 @@ def _counting(model: nn.Module, macs: dict[int, int]) -> Iterator[None]:
         # A transposed convolution spreads every input over weight[0]; the others gather weight[0] for every output.
         spread = isinstance(module, nn.modules.conv._ConvTransposeNd)
         work = (inputs[0] if spread else output).numel() * weight[0].numel()
-        macs[id(module)] = macs.get(id(module), 0) + work
+        run.macs[id(module)] = run.macs.get(id(module), 0) + work
+        if id(inputs[0]) in low_bit:
+            run.bits[id(module)] = low_bit[id(inputs[0])][0]
+
+    low_bit: dict[int, tuple[int, Tensor]] = {}  # tensors of few values, by id; kept, so that no id is used again
+
+    def follow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, QuantReLU):
+            low_bit[id(output)] = module.input_quantizer.quantizer.grid.bits, output
+        elif id(inputs[0]) in low_bit:
+            low_bit[id(output)] = low_bit[id(inputs[0])][0], output
 
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
+    hooks += [m.register_forward_hook(follow) for m in model.modules() if isinstance(m, (QuantReLU, *PASSING))]
     modes = [(m, m.training) for m in model.modules()]
     quantizers = [m for m in model.modules() if isinstance(m, FakeQuantize)]
     try:

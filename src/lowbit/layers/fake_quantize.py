@@ -38,7 +38,7 @@ class FakeQuantize(nn.Module):
         self.name = name
         self._looked = False
         hard = type(estimator).relax is AbstractEstimator.relax  # the fast path emits nothing but hard values
-        self._fusable = quantizer.affine and quantizer.granularity == PerTensor() and hard
+        self._fusable = quantizer.rounding is not None and quantizer.granularity == PerTensor() and hard
 
     def forward(self, x: Tensor) -> Tensor:
         """Q(x). Half-precision inputs are quantized in float32, so that their codes are those float32 would give."""
@@ -52,7 +52,8 @@ class FakeQuantize(nn.Module):
             self._look(x)
         window = self.fast_window(x)
         if window is not None:
-            return fused.fake_quantize(x, quantizer.scale(x), quantizer.grid, window, self._generic)
+            up = quantizer.rounding == "ceil"
+            return fused.fake_quantize(x, quantizer.scale(x), quantizer.grid, up, window, self._generic)
         blocks = quantizer.granularity.blocks(x)
         scale = quantizer.scale(blocks)
         return quantizer.granularity.restore(self._generic(blocks, scale), x)
@@ -74,7 +75,7 @@ class FakeQuantize(nn.Module):
     def _look(self, x: Tensor) -> None:
         """Say so, once, when an unsigned quantizer meets negative inputs: it would silently drop them."""
         self._looked = True
-        negative = 0.0 if self.quantizer.signed else float((x < 0).float().mean())
+        negative = 0.0 if self.quantizer.signed or self.quantizer.rectifies else float((x < 0).float().mean())
         if negative:
             _log.warning(
                 "%s: %.0f %% of the values are negative and become 0, because its quantizer is unsigned; "

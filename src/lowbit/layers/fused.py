@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowbit.quantizers import Grid
+from lowbit.quantizers.staircase import ceil_slack
 
 PIECE = 1 << 17  # elements per thread: a few float32 pieces of this size fit the second-level cache of a core
 Window: TypeAlias = tuple[float, float]
@@ -34,30 +35,31 @@ def fits(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and eager()
 
 
-def fake_quantize(x: Tensor, scale: Tensor, grid: Grid, window: Window, slow: Slow) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, grid: Grid, up: bool, window: Window, slow: Slow) -> Tensor:
     """`s·clip(round(x/s), low, high)` with `∂/∂z = 1[window[0] ≤ z ≤ window[1]]` through the staircase.
 
     Args:
         x: float32, any shape, on the CPU.
         scale: s, shape ().
         grid: the codes that exist, one step apart.
+        up: round up, as the staircase does, in place of to the nearest.
         window: where the gradient passes, in step units.
         slow: the generic path, `slow(x, scale)`, for differentiating twice.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, grid, window, slow)  # type: ignore[no-untyped-call]
+    result: Tensor = _FakeQuantize.apply(x, scale, grid, up, window, slow)  # type: ignore[no-untyped-call]
     return result
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid, window: Window, slow: Slow) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid, up: bool, window: Window, slow: Slow) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.grid, ctx.window, ctx.slow = grid, window, slow
+        ctx.grid, ctx.up, ctx.window, ctx.slow = grid, up, window, slow
         ctx.again = None  # x, s and the values that `feed` has computed again from them
-        return _quantize(x, scale, grid)
+        return _quantize(x, scale, grid, up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         # Unpacked once only, by whoever comes first: activation checkpointing allows no second time.
         x, scale, values = ctx.again if ctx.again is not None else (*ctx.saved_tensors, None)
         ctx.again = None
@@ -65,8 +67,8 @@ class _FakeQuantize(torch.autograd.Function):
             wanted = [t for t, needed in zip((x, scale), ctx.needs_input_grad, strict=False) if needed]
             found = iter(torch.autograd.grad(ctx.slow(x, scale), wanted, grad, create_graph=True))
             grad_x, grad_scale = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
-            return grad_x, grad_scale, None, None, None
-        values = _quantize(x, scale, ctx.grid) if values is None else values
+            return grad_x, grad_scale, None, None, None, None
+        values = _quantize(x, scale, ctx.grid, ctx.up) if values is None else values
         x, values, grad = _alike(x, values, grad)
         inverse = scale.reciprocal().item()
         bounds = _bounds(ctx.window, inverse)
@@ -76,15 +78,16 @@ class _FakeQuantize(torch.autograd.Function):
             torch.ops.aten.hardtanh_backward.grad_input(flow, piece, *bounds, grad_input=out)
             # ∂q/∂s = codes − z·1[z in the window], with codes = values/s and z = x/s.
             slope += inverse * (torch.dot(flow, value) - torch.dot(out, piece)).item()
-        return grad_x, scale.new_full((), slope), None, None, None
+        return grad_x, scale.new_full((), slope), None, None, None, None
 
 
-def _quantize(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+def _quantize(x: Tensor, scale: Tensor, grid: Grid, up: bool) -> Tensor:
     inverse, step = scale.reciprocal().item(), scale.item()
     (x,) = _alike(x)
     values = torch.empty_like(x)
     for piece, out in zip(_pieces(x), _pieces(values), strict=True):
-        torch.mul(piece, inverse, out=out).round_().clamp_(grid.low, grid.high).mul_(step)
+        torch.mul(piece, inverse, out=out).clamp_(grid.low, grid.high)
+        (out.mul_(1 - ceil_slack(x.dtype)).ceil_() if up else out.round_()).mul_(step)
     return values
 
 
@@ -149,7 +152,7 @@ def feed(values: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         if node.again is None:
             x, scale = node.saved_tensors  # raises where one of them was changed in place since
             with torch.no_grad():
-                node.again = x, scale, _quantize(x, scale, node.grid)
+                node.again = x, scale, _quantize(x, scale, node.grid, node.up)
         again: Tensor = node.again[2]
         return again
 

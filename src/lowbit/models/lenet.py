@@ -18,6 +18,7 @@ def lenet5(
     image_size: tuple[int, int] = (32, 32),
     channels: Sequence[int] = (32, 64),
     hidden: int = 512,
+    affine: bool = True,
 ) -> nn.Module:
     """LeNet-5 as 32C5-MP2-64C5-MP2-512FC with batch normalisation before every ReLU.
 
@@ -32,6 +33,8 @@ def lenet5(
         image_size: (height, width) in pixels, each at least 4.
         channels: widths of the two convolutions.
         hidden: width of the hidden linear layer.
+        affine: whether the batch normalisations learn a scale and a shift. Without them what comes to the ReLUs has
+            mean 0 and variance 1, as a quantized ReLU of fixed resolution wants it ([yin2019understanding], Sec. 4).
 
     Raises: ConfigError for an image under 4×4, or a size that is not a whole number of at least 1.
 
@@ -47,16 +50,16 @@ def lenet5(
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(in_channels, first, 5, padding=2, bias=False),
-            bn1=nn.BatchNorm2d(first),
+            bn1=nn.BatchNorm2d(first, affine=affine),
             relu1=nn.ReLU(inplace=True),
             pool1=nn.MaxPool2d(2),
             conv2=nn.Conv2d(first, second, 5, padding=2, bias=False),
-            bn2=nn.BatchNorm2d(second),
+            bn2=nn.BatchNorm2d(second, affine=affine),
             relu2=nn.ReLU(inplace=True),
             pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
             fc1=nn.Linear(second * (height // 4) * (width // 4), hidden, bias=False),
-            bn3=nn.BatchNorm1d(hidden),
+            bn3=nn.BatchNorm1d(hidden, affine=affine),
             relu3=nn.ReLU(inplace=True),
             classifier=nn.Linear(hidden, num_classes),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,10 @@ class AbstractQuantizer(nn.Module, ABC):
     policies: ClassVar[tuple[str, ...]]  # the scale policies this quantizer offers, the default first
     widths: ClassVar[tuple[int, ...]]  # the bit widths it offers
     signed: ClassVar[bool]  # whether it can stand for negative numbers
-    affine: ClassVar[bool]  # whether its values are s·clip(round(x·(1/s)), low, high)
+    rounding: ClassVar[Literal["round", "ceil"] | None]
+    """Its values are s·clip(rounding(x·(1/s)), low, high); None where they are of another form. See `rounded`."""
     relative: ClassVar[bool]  # whether z depends on the other elements of x, whatever the scale policy
+    rectifies: ClassVar[bool]  # whether it is an activation function itself: a ReLU that emits few values
     scaling: Scale
 
     @classmethod
@@ -49,7 +51,7 @@ class AbstractQuantizer(nn.Module, ABC):
     @property
     def static(self) -> bool:
         """Whether Q(x) of one element does not depend on the others: a must for activations, whose batch varies."""
-        return not self.relative and self.scaling.policy in ("none", "learned")
+        return not self.relative and self.scaling.policy in ("none", "fixed", "fitted", "learned")
 
     @abstractmethod
     def scale(self, x: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ class Grid:
         return max(1, math.ceil(math.log2(self.count)))
 
     @property
+    def one_sided(self) -> bool:
+        """Whether the codes rise from one that stands for 0, as those of a quantized ReLU."""
+        return self.low == 0 and self.zero == 0
+
+    @property
     def binary(self) -> bool:
         """Whether the codes are the two signs −1 and +1."""
         return (self.low, self.high, self.step) == (-1, 1, 2)

@@ -30,8 +30,9 @@ class LSQ(AbstractInteger):
     policies = ("learned", "max-abs")
     widths = tuple(range(2, 9))
     signed = True
-    affine = True
+    rounding = "round"
     relative = False
+    rectifies = False
 
     def __init__(
         self,

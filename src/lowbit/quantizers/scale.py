@@ -3,8 +3,10 @@
 | policy | scale | gradient of the scale |
 | --- | --- | --- |
 | none | 1 | none |
+| fixed | a number the quantizer knows | none |
 | mean-abs | mean of |x| over the elements that share it | none, or by autograd with `detach=False` |
 | max-abs | max of |x| | as above |
+| fitted | computed from the first tensor seen, then kept | none |
 | learned | a parameter, initialised from the first tensor seen | by autograd, times 1/√(N·Qp) |
 
 The learned gradient factor 1/√(N·Qp) is that of [esser2020lsq], Sec. 2.2: N elements share the scale (the batch is not
@@ -25,7 +27,7 @@ from lowbit._errors import ConfigError
 from lowbit.quantizers.granularity import Granularity
 from lowbit.quantizers.grid import Grid
 
-POLICIES = ("none", "mean-abs", "max-abs", "learned")
+POLICIES = ("none", "fixed", "mean-abs", "max-abs", "fitted", "learned")
 
 
 def positive(scale: Tensor) -> Tensor:
@@ -49,6 +51,7 @@ class Scale(nn.Module):
         detach: whether a scale computed from the data is held constant in the backward pass.
     """
 
+    value: Tensor | None
     initialized: Tensor
     levels: Tensor
 
@@ -69,10 +72,14 @@ class Scale(nn.Module):
         self.grid = grid
         self.batched = batched
         self.detach = detach
-        self.value: nn.Parameter | None = None
-        self._ready = policy != "learned"
+        self._ready = policy not in ("fitted", "learned")
         if policy == "learned":
             self.value = nn.Parameter(torch.ones(granularity.scale_shape(shape)))
+        elif policy == "fitted":
+            self.register_buffer("value", torch.ones(granularity.scale_shape(shape)))
+        else:
+            self.value = None
+        if not self._ready:
             self.register_buffer("initialized", torch.tensor(False))
             self.register_buffer("levels", torch.tensor([grid.low, grid.high, grid.step]))
 
@@ -92,6 +99,8 @@ class Scale(nn.Module):
             first = rule(blocks.detach(), dims)
             if not self._initialize(first) and not self.training:
                 return positive(first)
+        if self.policy == "fitted":
+            return positive(self.value)
         shared = math.prod([blocks.shape[d] for d in dims if not (self.batched and d == 0)])
         factor = 1.0 / math.sqrt(shared * self.grid.high)
         constant = self.value.detach()
@@ -118,7 +127,7 @@ class Scale(nn.Module):
         return True
 
     def reset(self) -> None:
-        """Forget the learned value, so that the next tensor seen initialises it."""
+        """Forget the learned or fitted value, so that the next tensor seen initialises it."""
         if self.value is not None:
             self.initialized.fill_(False)
             self._ready = False
@@ -134,7 +143,7 @@ class Scale(nn.Module):
             self.reset()
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._ready = self.policy != "learned"
+        self._ready = self.value is None
 
 
 def mean_abs(x: Tensor, dims: tuple[int, ...]) -> Tensor:

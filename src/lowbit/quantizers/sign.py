@@ -30,8 +30,9 @@ class Sign(AbstractQuantizer):
     policies = ("none", "mean-abs", "max-abs", "learned")
     widths = (1,)
     signed = True
-    affine = False
+    rounding = None
     relative = False
+    rectifies = False
 
     def __init__(
         self,

@@ -30,8 +30,9 @@ class Ternary(AbstractQuantizer):
     policies = ("mean-abs", "none", "max-abs", "learned")
     widths = (2,)
     signed = True
-    affine = False
+    rounding = None
     relative = True
+    rectifies = False
 
     def __init__(
         self,

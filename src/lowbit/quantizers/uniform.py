@@ -34,8 +34,9 @@ class Uniform(AbstractQuantizer):
     policies = ("none", "max-abs", "learned")
     widths = tuple(range(2, 9))
     signed = True
-    affine = False
+    rounding = None
     relative = True
+    rectifies = False
 
     def __init__(
         self,

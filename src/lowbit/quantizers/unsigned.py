@@ -28,8 +28,9 @@ class Unsigned(AbstractInteger):
     policies = ("learned", "none", "max-abs")
     widths = tuple(range(1, 9))
     signed = False
-    affine = True
+    rounding = "round"
     relative = False
+    rectifies = False
 
     def __init__(
         self,
