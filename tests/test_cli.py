@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -11,15 +12,19 @@ from typing import Any
 import pytest
 
 from lowbit import __version__
-from lowbit.cli import FAMILIES, FlowCommand, main
+from lowbit.cli import FAMILIES, CoarseCommand, FlowCommand, main
+from lowbit.cli.options import FeaturesCommand, RepelCommand
 from lowbit.data import DATA
+from lowbit.diagnostics.coarse import CoarseExperiment
 from lowbit.diagnostics.flow import FlowExperiment
+from lowbit.diagnostics.repulsion import Descent
 from lowbit.estimators import ESTIMATORS
 from lowbit.methods import METHODS
 from lowbit.models import MODELS
 from lowbit.quantizers import QUANTIZERS
 from lowbit.training import TrainConfig
 from lowbit.training.config import FIELDS, from_dict
+from lowbit.training.look import features_of_run, repel_run
 from lowbit.training.progress import ProgressDisplay
 
 Run = Callable[..., tuple[int, str, str]]
@@ -165,6 +170,19 @@ def test_resuming_takes_the_runs_configuration_and_refuses_another(lowbit: Run) 
         (["flow", "--perturbation", "3"], ["positive definite", "it may be at most 0."]),
         (["flow", "--grid", "many"], ["error: --grid is 'many', expected a whole number"]),
         (["flow", "--out", "."], ["folder '.' exists and is not empty", "choose another --out"]),
+        (["coarse", "--theta", "0"], ["error: theta is 0.0, expected an angle above 0 and at most 90 degrees"]),
+        (["coarse", "--seeds", "few"], ["error: --seeds is 'few', expected a whole number"]),
+        (["coarse", "--radius", "2", "x"], ["error: --radius is 'x', expected a number"]),
+        (["coarse", "--estimator", "rleu"], ["error: unknown estimator 'rleu'", "did you mean 'relu'?"]),
+        (["coarse", "--estimator", "approxsign"], ["'approxsign' is defined for the sign quantizer only"]),
+        (["coarse", "--classes", "3", "--units", "2"], ["units is 2 for 3 classes, expected at least 3"]),
+        (["coarse", "--bits", "9"], ["quantizer 'staircase' takes 1 to 8 bits, 9 were asked for"]),
+        (["coarse", "--out", "there"], ["--out 'there' is for the pictures; add --plot"]),
+        (["coarse", "--plot", "--out", "."], ["folder '.' exists and is not empty", "choose another --out"]),
+        (["features", "gone"], ["'gone/best.ckpt' does not exist", "there is no folder 'gone'"]),
+        (["features", "gone", "--images", "some"], ["error: --images is 'some', expected a whole number"]),
+        (["repel", "gone", "--lr", "0"], ["error: lr is 0.0, expected a number above 0"]),
+        (["repel", "gone", "--checkpoint", "lats"], ["error: --checkpoint: 'lats'", "did you mean 'last'?"]),
         (["plot"], ["Run folder", "required"]),
         (["plot", "gone"], ["'gone'"]),
         (["summary", "--input", "3", "32"], ["--input"]),
@@ -212,7 +230,7 @@ def test_help_describes_every_option(lowbit: Run) -> None:
     assert status == 0
     assert all(f"--{name.replace('_', '-')}" in " ".join(words).replace(",", " ").split() for name in FIELDS)
     assert "Bits of the weights" in " ".join(words)
-    for command in ("eval", "summary", "list", "plot", "flow"):
+    for command in ("eval", "summary", "list", "plot", "flow", "coarse", "features", "repel"):
         assert lowbit(command, "--help")[0] == 0
 
 
@@ -279,6 +297,67 @@ def test_flow_prints_the_rates_and_keeps_the_pictures(lowbit: Run) -> None:
 def test_flow_has_the_defaults_of_the_experiment() -> None:
     options = {name: value for name, value in vars(FlowCommand()).items() if name not in ("out", "json")}
     assert options == asdict(FlowExperiment())
+
+
+def test_coarse_reaches_zero_loss_and_writes_nothing(lowbit: Run, tmp_path: Path) -> None:
+    status, out, err = lowbit("coarse", "--theta", "90", "--seeds", "2", "--bits", "3", "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert {name: result[name] for name in ("estimator", "bits", "theta", "classes", "units", "eta", "seeds")} == {
+        "estimator": "relu",
+        "bits": 3,
+        "theta": 90,
+        "classes": 2,
+        "units": 24,
+        "eta": 1,
+        "seeds": 2,
+    }
+    for seed, run in enumerate(result["runs"]):
+        assert (run["seed"], run["final_loss"], run["final_accuracy"]) == (seed, 0, 1)
+        assert run["iterations_to_zero"] > 0 == run["coarse_gradient_norm"] < run["initial_coarse_gradient_norm"]
+        assert 0 < run["cosine"] <= 1 > run["cosine_start"] > 0.9
+    assert (result["summary"]["reached_zero"], result["run"], result["plots"]) == (2, None, [])
+    status, out, err = lowbit("coarse", "--seeds", "1", "--iterations", "3", "--estimator", "identity")
+    assert (status, err) == (0, "")
+    assert "zero loss in 0 of 1 runs" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_coarse_has_the_defaults_of_the_experiment() -> None:
+    options = {name: value for name, value in vars(CoarseCommand()).items() if name not in ("plot", "out", "json")}
+    assert options == asdict(CoarseExperiment())
+
+
+def test_features_and_repel_look_at_a_run(lowbit: Run) -> None:
+    staircase = ["--weights", "32", "--activation-quantizer", "staircase", "--epochs", "1"]
+    assert lowbit("train", *SMALL, *staircase, "--out", "here")[0] == 0
+    status, out, err = lowbit("features", "here", "--images", "200", "--dimension", "1", "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert list(result) == ["run", "checkpoint", "epoch", "report", "pixels", "files"]
+    assert result["report"]["dimensions"] == [1] * 10
+    assert result["files"] == ["here/features/features.png", "here/features/features.json"]
+    assert json.loads(Path("here/features/features.json").read_text()) == result
+    options = ["--estimators", "identity", "log-tailed", "--steps", "4", "--batch-size", "32", "--images", "50"]
+    status, out, err = lowbit("repel", "here", *options, "--lr", "0.01", "--momentum", "0", "--seed", "2")
+    assert (status, err) == (0, "")
+    assert "4 steps of 32 images, rate 0.01, momentum 0; loss of 50 training images" in out
+    names = [
+        walk["estimator"] for walk in json.loads(Path("here/repulsion/repulsion.json").read_text())["report"]["walks"]
+    ]
+    assert names == ["clipped", "identity", "log-tailed"]
+    assert Path("here/repulsion/repulsion.png").is_file()
+
+
+def test_repel_has_the_defaults_of_the_library() -> None:
+    command = RepelCommand(Path("run"))
+    assert Descent(steps=command.steps, lr=command.lr, momentum=command.momentum, seed=command.seed) == Descent()
+    defaults = {name: parameter.default for name, parameter in inspect.signature(repel_run).parameters.items()}
+    shared = ("estimators", "batch_size", "images", "checkpoint", "data_path", "out", "device")
+    assert {name: getattr(command, name) for name in shared} == {name: defaults[name] for name in shared}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(features_of_run).parameters.items()}
+    options = {name: value for name, value in vars(FeaturesCommand(Path("run"))).items() if name not in ("run", "json")}
+    assert options == {name: value for name, value in defaults.items() if name != "run"}
 
 
 def test_plot_names_the_pictures_it_made(lowbit: Run) -> None:

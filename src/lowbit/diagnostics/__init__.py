@@ -2,5 +2,6 @@
 
 from lowbit.diagnostics.mismatch import gradient_mismatch
 from lowbit.diagnostics.monitor import LayerFigures, WeightMonitor
+from lowbit.diagnostics.safety import check
 
-__all__ = ["LayerFigures", "WeightMonitor", "gradient_mismatch"]
+__all__ = ["LayerFigures", "WeightMonitor", "check", "gradient_mismatch"]

@@ -1,6 +1,7 @@
 """Low-bit layers, and the conversion of a float model into them."""
 
 from lowbit.layers.activation import QuantReLU
+from lowbit.layers.caution import cautions
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
 from lowbit.layers.conversion import ConversionPlan, LayerPlan, convert, plan
 from lowbit.layers.cost import LayerSummary, Summary, summary
@@ -32,6 +33,7 @@ __all__ = [
     "Summary",
     "anneals",
     "calibrate",
+    "cautions",
     "convert",
     "frozen_statistics",
     "latent_parameters",

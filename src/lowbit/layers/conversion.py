@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lowbit._errors import ConfigError
 from lowbit.estimators import AbstractEstimator
 from lowbit.layers.activation import QuantReLU
+from lowbit.layers.caution import cautions
 from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
@@ -69,6 +70,20 @@ class ConversionPlan:
 
     model: nn.Module
     layers: tuple[LayerPlan, ...]
+
+    def activation_quantizers(self) -> list[tuple[str, FakeQuantize]]:
+        """What will quantize activations, with the layer or the activation function that it belongs to."""
+        modules = dict(self.model.named_modules())
+        found = []
+        for layer in self.converted:
+            assert layer.options is not None
+            if layer.rectifier:
+                found.append((layer.name, layer.options.build_activation(layer.name)))
+                continue
+            module = layer.options.build_input(layer.name, modules[layer.name])
+            if isinstance(module, FakeQuantize):
+                found.append((layer.name, module))
+        return found
 
     @property
     def converted(self) -> tuple[LayerPlan, ...]:
@@ -214,6 +229,8 @@ def convert(
         keep_float,
         overrides,
     )
+    for caution in cautions(decided):
+        _log.warning("%s", caution)
     if decided.converted or (weights == FLOAT and activations == FLOAT):
         _log.info("%s", decided.describe())
     else:

@@ -20,9 +20,9 @@ def vgg11(
 ) -> nn.Module:
     """VGG-11 for small images: eight 3×3 convolutions in five stages, one linear classifier.
 
-    Each convolution is followed by batch normalisation and a ReLU, each stage by a 2×2 max-pool as long as there are two
-    pixels to pool (all five from 32×32 pixels on). With `width` = w the
-    convolutions have w, 2w, 4w, 4w, 8w, 8w, 8w, 8w channels.
+    Each convolution is followed by batch normalisation and a ReLU, each stage by a 2×2 max-pool as long as there are
+    two pixels to pool (all five from 32×32 pixels on). With `width` = w the convolutions have w, 2w, 4w, 4w, 8w, 8w,
+    8w, 8w channels.
 
     Shapes: images [B, in_channels, H, W] with (H, W) = `image_size`, to logits [B, num_classes].
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lowbit._errors import CheckpointError
 from lowbit.data import Batches, Normalization, Split
-from lowbit.training.checkpoint import Checkpoint, load_checkpoint, load_state
-from lowbit.training.config import TrainConfig, from_dict, resolve
-from lowbit.training.result import BEST, LAST
-from lowbit.training.runtime import all_sum, launch, place
-from lowbit.training.task import build_low_bit_model, load_task
+from lowbit.training.config import TrainConfig
+from lowbit.training.reopen import Saved, open_run
+from lowbit.training.runtime import all_sum, launch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -107,34 +103,20 @@ def evaluate(
 
     Raises: CheckpointError, DataError.
     """
-    path = run / f"{checkpoint}.ckpt"
-    if checkpoint == "best" and not path.exists() and (run / LAST).exists():
-        raise CheckpointError(
-            f"run '{run}' has no {BEST} yet: it stopped before its first epoch was over. Evaluate its initial weights "
-            f"with --checkpoint last, or continue it with: lowbit train --resume {run}"
-        )
-    saved = load_checkpoint(path)
-    config = from_dict(saved.config, str(path))
-    config = dataclasses.replace(config, device=device, devices=1, init=None, data_path=data_path or config.data_path)
-    return launch(lambda fabric, config: _measure(fabric, config, saved, path), resolve(config))
+    saved = open_run(run, checkpoint, data_path, device)
+    return launch(lambda fabric, config: _measure(fabric, config, saved), saved.config)
 
 
-def _measure(fabric: Fabric, config: TrainConfig, saved: Checkpoint, path: Path) -> EvalResult:
-    task = load_task(config)
-    if list(task.data.classes) != saved.classes:
-        raise CheckpointError(f"the run was trained on the classes {saved.classes}, the data has {task.data.classes}")
-    model, _ = build_low_bit_model(config, task.data)
-    load_state(model, saved.model, f"checkpoint '{path}'")
-    place(fabric, model, config.channels_last)
-    normalization = Normalization(tuple(saved.normalization["mean"]), tuple(saved.normalization["std"]))
-    evaluator = Evaluator(fabric, task.data.test, normalization, config)
+def _measure(fabric: Fabric, config: TrainConfig, saved: Saved) -> EvalResult:
+    model, task = saved.rebuild(fabric)
+    evaluator = Evaluator(fabric, task.data.test, task.normalization, config)
     started = time.perf_counter()
     result = evaluator.score(model)
     seconds = time.perf_counter() - started
     return EvalResult(
-        run=str(path.parent),
-        checkpoint=path.name,
-        epoch=saved.epoch,
+        run=str(saved.path.parent),
+        checkpoint=saved.path.name,
+        epoch=saved.checkpoint.epoch,
         test_accuracy=result.accuracy,
         loss=result.loss,
         images=result.images,

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from lowbit._errors import CheckpointError, ConfigError, DivergedError
 from lowbit.diagnostics import LayerFigures, WeightMonitor, gradient_mismatch
-from lowbit.layers import anneals, calibrate, set_progress
+from lowbit.layers import anneals, calibrate, cautions, set_progress
 from lowbit.methods import build_method
 from lowbit.training import runtime
 from lowbit.training.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
@@ -116,6 +116,7 @@ class _Trainer:
         start = config if config.resume is None else replace(config, init=None)
         self.model, decided = build_low_bit_model(start, self.task.data)
         self.notes = [decided.describe()]
+        self.notes += [f"warning: {caution}" for caution in cautions(decided)]
         check_low_bit(decided, config)
         if config.compile and anneals(self.model):
             raise ConfigError(

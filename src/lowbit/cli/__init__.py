@@ -1,0 +1,12 @@
+"""The command `lowbit`: it parses, calls and prints; everything else is in the library.
+
+Exit status: 0, or 2 for a mistake in what was asked, 3 for a run that diverged, 130 when interrupted.
+
+A new command is a dataclass of its options in `options.py`, a function in `networks.py` or `experiments.py`, and a line
+in `run.py`.
+"""
+
+from lowbit.cli.options import FAMILIES, CoarseCommand, FlowCommand
+from lowbit.cli.run import main
+
+__all__ = ["FAMILIES", "CoarseCommand", "FlowCommand", "main"]
