@@ -16,7 +16,7 @@ from lowbit import _spec
 from lowbit._errors import ConfigError
 from lowbit.estimators import ESTIMATORS, AbstractEstimator, build_estimator, check_pair
 from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, build_quantizer
-from lowbit.theory.admissible import Admissibility, admissible
+from lowbit.theory.admissibility import Admissibility, admissible
 from lowbit.theory.descent import DescentOptions, descend
 from lowbit.theory.gaussian_check import GaussianCheck
 from lowbit.theory.outcomes import AtMinimum, Outcome, confidence, plain, said

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowbit._errors import ConfigError
 from lowbit.estimators import AbstractEstimator, build_estimator
 from lowbit.quantizers import Grid, build_quantizer
-from lowbit.theory.admissible import admissible
+from lowbit.theory.admissibility import admissible
 
 FOUR = build_quantizer("staircase", 4)  # q = 15
 
