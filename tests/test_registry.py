@@ -77,6 +77,7 @@ def test_discover_imports_public_modules_only(tmp_path: Path, monkeypatch: pytes
 def test_every_file_of_a_family_is_discovered(family: str) -> None:
     module = sys.modules.get(f"lowbit.{family}") or __import__(f"lowbit.{family}", fromlist=["x"])
     registry = module.QUANTIZERS if family == "quantizers" else module.ESTIMATORS
-    files = {path.stem for path in Path(module.__path__[0]).glob("[!_]*.py")} - {"granularity", "grid", "scale"}
+    helpers = {"granularity", "grid", "resolution", "scale"}
+    files = {path.stem for path in Path(module.__path__[0]).glob("[!_]*.py")} - helpers
     assert files == {cls.__module__.rpartition(".")[2] for _, cls in registry.items()}
     assert files == {name.replace("-", "_") for name in registry.names()}  # one file, one name

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 import lowbit
 from lowbit.estimators import AbstractEstimator, build_estimator
 from lowbit.estimators.clipped import Clipped
-from lowbit.estimators.coarse_relu import ReLU
 from lowbit.estimators.identity import Identity
+from lowbit.estimators.relu import ReLU
 from lowbit.layers import fake_quantize, fused
 from lowbit.quantizers import build_quantizer
 
