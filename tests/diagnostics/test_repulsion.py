@@ -20,8 +20,8 @@ from lowbit.diagnostics.repulsion import Descent, RepulsionReport, repulsion, wi
 from lowbit.diagnostics.repulsion_plots import plot_repulsion
 from lowbit.estimators import build_estimator
 from lowbit.estimators.clipped import Clipped
-from lowbit.estimators.coarse_relu import ReLU
 from lowbit.estimators.identity import Identity
+from lowbit.estimators.relu import ReLU
 from lowbit.layers import FakeQuantize, QuantReLU, quantizers_of
 
 
