@@ -48,6 +48,11 @@ def test_nothing_is_said_of_the_others(caplog: pytest.LogCaptureFixture) -> None
         assert convert(caplog, activation_quantizer="staircase", activation_estimator=name) == []
 
 
+def test_the_advice_names_the_options(caplog: pytest.LogCaptureFixture) -> None:
+    (message,) = convert(caplog, activation_quantizer="staircase", activation_estimator="ewgs(delta=1.0)")
+    assert "`lowbit check 'ewgs(delta=1.0)' --quantizer 'staircase(bits=2)'`" in message
+
+
 def test_each_pair_has_a_message_of_its_own() -> None:
     plan = lowbit.plan(
         net(),

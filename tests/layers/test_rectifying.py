@@ -143,6 +143,39 @@ def test_a_model_without_relu_modules_is_refused() -> None:
     convert(nn.Sequential(nn.Linear(3, 3), nn.GELU()), activations=32)  # nothing is asked of it
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensor:UserWarning")
+def test_a_transformers_fused_evaluation_does_not_pass_the_staircase_by() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=nn.ReLU(), batch_first=True)
+    model = convert(layer)
+    x = noise(2, 5, 8)
+    with torch.no_grad():
+        trained, evaluated = model.train()(x), model.eval()(x)
+        torch.testing.assert_close(trained, evaluated)
+        assert not torch.allclose(evaluated, layer.eval()(x))
+
+
+def test_what_is_low_bit_already_and_what_means_no_relu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="activation 'relu1' is low-bit already"):
+        lowbit.convert(convert(net()), weights=2, activations=2)
+    with pytest.raises(ConfigError, match=r"the overrides give layer 'conv2' a quantizer that rectifies"):
+        lowbit.convert(net(), activations=2, overrides={"conv2": {"activation_quantizer": "staircase"}})
+
+
+def test_the_summary_tells_a_relus_output_from_its_input() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.relu = nn.Linear(4, 4), nn.ReLU()
+            self.low, self.high = nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            return self.low(self.relu(h)) + self.high(h)
+
+    found = {layer.name: layer.activation_bits for layer in lowbit.summary(convert(Fork()), (4,), show=False).layers}
+    assert (found["low"], found["high"]) == (2, 32)
+
+
 def test_an_estimator_that_is_not_defined_for_the_quantizer_is_refused() -> None:
     with pytest.raises(ConfigError, match="layer 'relu1': estimator 'reste' is defined for the sign quantizer only"):
         convert(net(), activation_estimator="reste")

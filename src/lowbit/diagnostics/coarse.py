@@ -7,6 +7,7 @@ planes at an angle, to see how far that goes.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -273,7 +274,9 @@ def _run(run: Run, network: TwoLayerNetwork, points: Tensor, labels: Tensor) -> 
         initial_coarse_gradient_norm=run.coarse_gradient_norm[0] if looked else None,
         cosine=_mean([cosine for _, cosine in run.cosines]),
         cosine_start=next((cosine for iteration, cosine in run.cosines if iteration == 0), None),
-        largest_preactivation=run.largest_preactivation if looked else None,
+        largest_preactivation=run.largest_preactivation
+        if looked and math.isfinite(run.largest_preactivation)
+        else None,
         diverged=run.diverged,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 from lowbit.estimators import ESTIMATORS
@@ -45,5 +46,14 @@ def _message(module: FakeQuantize, names: list[str], found: tuple[str, ...]) -> 
             "estimator 'relu'."
         )
     pair = f"activation estimator '{estimator}' with quantizer '{kind}' of {bits} bit{'s' * (bits > 1)}"
-    advice = f"Take 'clipped'; `lowbit check {estimator} --quantizer '{kind}(bits={bits})'` shows more"
+    options = ", ".join(
+        f"{field.name}={getattr(rule, field.name)}"
+        for field in dataclasses.fields(rule)  # type: ignore[arg-type]
+        if getattr(rule, field.name) != field.default
+    )
+    spec = f"'{estimator}({options})'" if options else estimator
+    more = f"`lowbit check {spec} --quantizer '{kind}(bits={bits})'`"
+    if type(rule) not in (cls for _, cls in ESTIMATORS.items()):
+        more = "lowbit.diagnostics.check(estimator, quantizer)"
+    advice = f"Take 'clipped'; {more} shows more"
     return f"{pair} is unsafe ({where}): {'; '.join(found)}.{behind} {advice}"

@@ -157,6 +157,9 @@ def plan(
         raise ConfigError(f"convert() takes a torch.nn.Module; {type(model).__name__} was given")
     base = LayerOptions(weights, activations, estimator, quantizer, activation_quantizer, activation_estimator)
     check_options(base)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantReLU):
+            raise ConfigError(f"activation '{name}' is low-bit already: convert() takes the float model")
     found = {name: module for name, module in model.named_modules() if _has_weights(module)}
     reasons = {name: _obstacle(model, name, module) for name, module in found.items()}
     able = [name for name, reason in reasons.items() if not reason]
@@ -178,7 +181,21 @@ def plan(
         layers.append(LayerPlan(name, type(module).__name__, action, reason, options, name in rectifiers))
         if options:
             _build_for_check(name, module, options)
-    return ConversionPlan(model, tuple(layers))
+    decided = ConversionPlan(model, tuple(layers))
+    if not base.rectifies:
+        _check_rectified(decided, chosen)
+    return decided
+
+
+def _check_rectified(decided: ConversionPlan, chosen: Mapping[str, LayerOptions]) -> None:
+    """Raises: ConfigError when overrides ask for a quantizer that rectifies, but name no ReLU."""
+    layers = [name for name, options in chosen.items() if options.rectifies]
+    if layers and not any(layer.rectifier for layer in decided.converted):
+        raise ConfigError(
+            f"the overrides give layer '{layers[0]}' a quantizer that rectifies, which takes the place of nn.ReLU "
+            "modules, but none of those: name the ReLU itself, or take activation_quantizer='unsigned' for the layer's "
+            "input"
+        )
 
 
 def convert(
@@ -295,7 +312,7 @@ def _obstacle(model: nn.Module, name: str, module: nn.Module) -> str:
 
 def _leave_fast_path(module: nn.Module) -> None:
     """Keep torch's transformer encoders from their fused evaluation path, which reads weights past the quantizers."""
-    if not any(isinstance(inner, QUANT_LAYERS) for inner in module.modules()):
+    if not any(isinstance(inner, (*QUANT_LAYERS, QuantReLU)) for inner in module.modules()):
         return
     if isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0

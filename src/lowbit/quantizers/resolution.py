@@ -52,13 +52,16 @@ def lloyd_resolution(x: Tensor, bits: int) -> Tensor:
     """The resolution that Lloyd's iteration finds for the positive values of x.
 
     Args:
-        x: any shape; of more than 2^16 values, evenly spaced ones are taken.
+        x: any shape; of more than 2^16 values, so many are drawn, always the same places.
         bits: b, with q = 2^b − 1.
 
     Returns: α, shape (), positive; 0 where no value is.
     """
     x = x.detach().flatten()
-    x = x[:: max(1, x.numel() // SAMPLE)]
+    if x.numel() > SAMPLE:
+        # Drawn, not every so-many-th: that would be one column of every image, or one channel.
+        places = torch.randint(x.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(0))
+        x = x[places.to(x.device)]
     x = x[x > 0]
     alpha = half_gaussian_resolution(bits) * (x * x).sum().div(max(1, x.numel())).sqrt()
     for _ in range(ROUNDS if x.numel() else 0):

@@ -19,7 +19,7 @@ class Staircase(AbstractQuantizer):
 
     Forward: `q = α·σ(z)`, `z = x·(1/α)`; `σ(z) = 0` for z ≤ 0, `⌈z⌉` for 0 < z < 2^b − 1, `2^b − 1` above. So that
     values the staircase has produced itself keep their codes although 1/α is rounded, a z above an integer by two units
-    in the last place or less counts as that integer.
+    in the last place or less counts as that integer. (Values rounded to bfloat16 in between may move up by one code.)
     Backward (with a coarse-ReLU estimator, g'): `∂q/∂x = g'(z)`; with α learned, autograd's `∂q/∂α = σ(z) − z·g'(z)`.
 
     Args:

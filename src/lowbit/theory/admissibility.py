@@ -15,6 +15,9 @@ from lowbit.quantizers import AbstractQuantizer
 POINTS = 4001
 """The surrogate is looked at on so many evenly spaced points, and on both sides of every multiple of half a step."""
 
+NARROWEST, WIDEST = 0.01, 1e5
+"""The lengths of range, in steps, that can be looked at closely enough."""
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -66,11 +69,20 @@ def surrogate(estimator: AbstractEstimator, quantizer: AbstractQuantizer, z: Ten
 
     They are one number g'(z) where the estimator is linear in the gradient.
 
-    Raises: ConfigError for an estimator that is not elementwise: its factor at z depends on the other elements.
+    Raises: ConfigError for an estimator that is not elementwise, whose factor at z depends on the other elements, or
+    that trains on relaxed values and so has none.
     """
     if not estimator.elementwise:
         name = ESTIMATORS.name_of(type(estimator), default=type(estimator).__name__)
-        raise ConfigError(f"estimator '{name}' is not elementwise: it has no surrogate derivative g'(z) to look at")
+        raise ConfigError(
+            f"estimator '{name}' is not elementwise: it has no surrogate derivative g'(z), and the checker cannot "
+            "judge it; compare it in training, for example with lowbit repel"
+        )
+    if type(estimator).relax is not AbstractEstimator.relax:
+        name = ESTIMATORS.name_of(type(estimator), default=type(estimator).__name__)
+        raise ConfigError(
+            f"estimator '{name}' trains on relaxed values, not on the staircase: the checker cannot judge it"
+        )
     codes, ones = quantizer.discretize(z), torch.ones_like(z)
     up = estimator.vjp(z, codes, ones, quantizer.grid)
     down = -estimator.vjp(z, codes, -ones, quantizer.grid)
@@ -101,7 +113,7 @@ def admissible(
     Source: the class of [long2021coarse] as in our notes on it; its theorem could not be compared word for word.
     """
     check_pair(estimator, quantizer, "activations")
-    low, high = _checked(default_range(quantizer) if range is None else range)
+    low, high = _checked(default_range(quantizer) if range is None else range, quantizer.grid.one_sided)
     z = _points(low, high)
     slope = surrogate(estimator, quantizer, z)
     least, largest = slope
@@ -137,13 +149,23 @@ def _violations(z: Tensor, slope: Tensor) -> tuple[Violation, ...]:
     return tuple(found)
 
 
-def _checked(range: tuple[float, float]) -> tuple[float, float]:
+def _checked(range: tuple[float, float], one_sided: bool) -> tuple[float, float]:
     if len(range) != 2 or not all(math.isfinite(end) for end in range) or not range[0] < range[1]:
         raise ConfigError(
             f"range {tuple(range)} is not a bounded range of pre-activations: give a,b in step units with a < b, such "
             "as -4,12; the bounds δ and δ̄ exist on bounded ranges only"
         )
-    return float(range[0]), float(range[1])
+    low, high = float(range[0]), float(range[1])
+    if not NARROWEST <= high - low <= WIDEST:
+        raise ConfigError(
+            f"range ({low:g}, {high:g}) has a length of {high - low:g} steps, expected {NARROWEST:g} to {WIDEST:g}"
+        )
+    if one_sided and high <= 0:
+        raise ConfigError(
+            f"range ({low:g}, {high:g}) ends at or below 0, where the staircase is flat: give a range with "
+            "pre-activations above 0, such as -4,12"
+        )
+    return low, high
 
 
 def _points(low: float, high: float) -> Tensor:

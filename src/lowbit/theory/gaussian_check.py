@@ -89,16 +89,19 @@ class GaussianCheck:
         """The population loss before each step and after the last, (steps + 1, runs), and w at the end."""
         linear = self.estimator.linear_in_grad
         rule = self.population.rule(self.estimator) if linear else None
-        losses = []
+        losses, alive = [], torch.ones(len(v), dtype=torch.bool)
         for _ in range(STEPS):
             if rule is not None:
                 loss, by_v, coarse = self.population.step(v, w, rule)
             else:
                 loss, (by_v, _) = self.population.loss(v, w), self.population.gradients(v, w)
                 coarse = self.coarse(v, w, 64)
-            losses.append(loss)
-            v, w = v - RATE * by_v, w - RATE * coarse
-        return torch.stack([*losses, self.population.loss(v, w)]), w
+            losses.append(loss.where(alive, torch.inf))
+            moved_v, moved_w = v - RATE * by_v, w - RATE * coarse
+            # A run whose weights are no longer finite stays where it was, and counts as diverged.
+            alive = alive & moved_v.isfinite().all(-1) & moved_w.isfinite().all(-1) & (moved_w.norm(dim=-1) > 0)
+            v, w = moved_v.where(alive[:, None], v), moved_w.where(alive[:, None], w)
+        return torch.stack([*losses, self.population.loss(v, w).where(alive, torch.inf)]), w
 
 
 def _curves(losses: Tensor) -> tuple[Curve, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -65,6 +66,15 @@ def plain(found: Outcome | AtMinimum) -> dict[str, Any]:
     return {key: value for key, value in vars(found).items() if key != "curves"}
 
 
+def finite(value: Any) -> Any:
+    """The same with None for every number that is not finite: JSON has no word for those."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def confidence(successes: int, runs: int, level: float = 0.95) -> tuple[float, float]:
     """The Clopper–Pearson interval for a share: exact, two-sided."""
     from scipy.stats import beta  # a tenth of a second, which `lowbit.convert` need not wait for
@@ -77,6 +87,6 @@ def confidence(successes: int, runs: int, level: float = 0.95) -> tuple[float, f
 
 def said(interval: tuple[float, float]) -> str:
     """A confidence interval in words."""
-    low, high = (round(100 * end) for end in interval)
+    low, high = math.floor(100 * interval[0]), math.ceil(100 * interval[1])
     share = f"at least {low} %" if high == 100 else f"at most {high} %" if low == 0 else f"{low} to {high} %"
     return f"so that {share} of all seeds do (95 % confidence)"

@@ -19,7 +19,7 @@ from lowbit.quantizers import QUANTIZERS, AbstractQuantizer, build_quantizer
 from lowbit.theory.admissibility import Admissibility, admissible
 from lowbit.theory.descent import DescentOptions, descend
 from lowbit.theory.gaussian_check import GaussianCheck
-from lowbit.theory.outcomes import AtMinimum, Outcome, confidence, plain, said
+from lowbit.theory.outcomes import AtMinimum, Outcome, confidence, finite, plain, said
 from lowbit.theory.subspaces import angled_subspaces
 from lowbit.theory.two_layer import TwoLayerNetwork, second_layer
 
@@ -49,9 +49,9 @@ class SafetyReport:
     at_minimum: AtMinimum
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON; numbers that are not finite are None."""
         found = self.admissibility
-        return {
+        values = {
             "estimator": self.estimator,
             "quantizer": self.quantizer,
             "bits": self.bits,
@@ -67,6 +67,8 @@ class SafetyReport:
             "problems": [plain(outcome) for outcome in self.problems],
             "at_minimum": {**plain(self.at_minimum), "vanishes": self.at_minimum.vanishes},
         }
+        cleaned: dict[str, Any] = finite(values)
+        return cleaned
 
     def render(self) -> str:
         """The report for people."""
@@ -209,16 +211,21 @@ class _Check:
         families = [angled_subspaces(angle) for angle in ANGLES]
         options = DescentOptions(iterations=ITERATIONS, checkpoints=())
         runs = descend(network, families, list(range(self.seeds)), options)
-        good = [run for run in runs if run.iterations_to_zero is not None]
-        interval = confidence(len(good), len(runs))
+        # The runs of a seed at both angles share first weights and points: they count as one trial.
+        zero = {seed: [r.iterations_to_zero for r in runs if r.seed == seed] for seed in range(self.seeds)}
+        good = [seed for seed, steps in zero.items() if None not in steps]
+        interval = confidence(len(good), self.seeds)
         angles = " and ".join(f"{angle:g}°" for angle in ANGLES)
-        text = f"{title} at {angles}: {len(good)} of {len(runs)} runs reached loss 0, {said(interval)}"
-        if good:
-            steps = sorted(run.iterations_to_zero or 0 for run in good)
-            text += f"; median {steps[len(steps) // 2]} iterations"
-        if len(good) < len(runs):
-            rest = [run for run in runs if run.iterations_to_zero is None]
-            share = sum(run.accuracy[-1] for run in rest if run.accuracy) / len(rest)
-            text += f"; the others were right on {100 * share:.0f} % of the points after {ITERATIONS}"
+        text = f"{title} at {angles}: {len(good)} of {self.seeds} seeds reached loss 0 at both, {said(interval)}"
+        taken = sorted(run.iterations_to_zero for run in runs if run.iterations_to_zero is not None)
+        if taken:
+            text += f"; median {taken[len(taken) // 2]} iterations"
+        rest = [run for run in runs if run.iterations_to_zero is None and not run.diverged]
+        if rest:
+            share = sum(run.accuracy[-1] for run in rest) / len(rest)
+            text += f"; the other runs were right on {100 * share:.0f} % of the points after {ITERATIONS}"
+        diverged = sum(run.diverged for run in runs)
+        if diverged:
+            text += f"; {diverged} runs diverged"
         curves = tuple((run.iterations, run.loss) for run in runs)
-        return Outcome(title, True, len(runs), len(good), interval, text, curves)
+        return Outcome(title, True, self.seeds, len(good), interval, text, curves)

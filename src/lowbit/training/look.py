@@ -135,6 +135,8 @@ def _features(
     pixels = sample.images.flatten(1)
     if pixels.shape[1] > WIDEST:
         return report, None
+    if dimension is not None and dimension > pixels.shape[1]:
+        return report, None  # the images have fewer numbers than the subspaces were to have dimensions
     return report, class_subspaces(pixels / 255, sample.labels, classes, dimension, "the model")
 
 

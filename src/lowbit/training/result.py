@@ -64,10 +64,20 @@ def headline(config: TrainConfig, run: Path, counts: dict[str, int], device: str
     action = "run folder" if config.resume is None else f"continuing after epoch {epochs_done}"
     places = f"{config.devices} x {device}" if config.devices > 1 else device
     return (
-        f"{config.model} with {', '.join(bits)}: estimator {config.estimator}, method {config.method}, "
+        f"{config.model} with {', '.join(bits)}: {_estimators(config)}, method {config.method}, "
         f"{config.optimizer} at {config.lr:g} (latent weights {config.latent_lr:g})\n"
         f"{config.data}: {shares} images; {places}, {config.precision}; {action}: {run}"
     )
+
+
+def _estimators(config: TrainConfig) -> str:
+    """The estimators that act: the weights', the activations'."""
+    acting = []
+    if config.weights < FLOAT_BITS or config.activations == FLOAT_BITS:
+        acting.append(f"estimator {config.estimator}")
+    if config.activations < FLOAT_BITS:
+        acting.append(f"activation estimator {config.activation_estimator or 'clipped'}")
+    return ", ".join(acting)
 
 
 def _bits(bits: int, what: str) -> str:
