@@ -39,7 +39,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     source = f"f({_BARE_WORD.sub(_quoted, rest)}"
     try:
         call = ast.parse(source, mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # a null byte is a ValueError to older interpreters
         raise ConfigError(expected) from None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args or not name:
         raise ConfigError(expected)
