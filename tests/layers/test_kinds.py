@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lowbit
 from lowbit._errors import ConfigError
-from lowbit.layers import FakeQuantize, fake_quantize
+from lowbit.layers import FakeQuantize, fake_quantize, is_integer
 from lowbit.quantizers import PerChannel
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -76,7 +76,10 @@ def test_the_output_is_that_of_the_float_layer_on_discrete_numbers(kind: str, se
     converted.train(training)
     twin = with_weight(layer, hard(converted.weight_quantizer, converted.weight))
     expected = twin(hard(converted.input_quantizer, x))
-    assert torch.equal(converted(x), expected)
+    if training or not is_integer(converted):
+        assert torch.equal(converted(x), expected)
+    else:  # a sum of whole numbers, see test_product
+        torch.testing.assert_close(converted(x), expected)
     assert not torch.equal(expected, layer(x))  # something was quantized
 
 

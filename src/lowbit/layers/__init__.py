@@ -15,11 +15,16 @@ from lowbit.layers.inspect import (
     scale_parameters,
 )
 from lowbit.layers.linear import QuantLinear
+from lowbit.layers.normalisation import ExactBatchNorm1d, ExactBatchNorm2d, ExactBatchNorm3d, affine
 from lowbit.layers.options import LayerOptions
 from lowbit.layers.parts import weights_per_part
+from lowbit.layers.product import is_integer, largest_sum
 
 __all__ = [
     "ConversionPlan",
+    "ExactBatchNorm1d",
+    "ExactBatchNorm2d",
+    "ExactBatchNorm3d",
     "FakeQuantize",
     "LayerOptions",
     "LayerPlan",
@@ -31,11 +36,14 @@ __all__ = [
     "QuantLinear",
     "QuantReLU",
     "Summary",
+    "affine",
     "anneals",
     "calibrate",
     "cautions",
     "convert",
     "frozen_statistics",
+    "is_integer",
+    "largest_sum",
     "latent_parameters",
     "plain_name",
     "plan",

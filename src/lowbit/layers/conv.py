@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowbit.layers.fused import feed
+from lowbit.layers.product import product
 
 
 class QuantConv1d(nn.Conv1d):
     """`conv1d(Qa(x), Qw(weight), bias)`; parameters, names and shapes are those of `nn.Conv1d`.
 
-    Zero padding adds the real number 0, also where 0 is not a level. `weight` is the latent weight.
+    Zero padding adds the real number 0, also where 0 is not a level. `weight` is the latent weight. In evaluation the
+    sum runs over whole numbers, without rounding: see `product`.
 
     Args:
         weight_quantizer: Qw, a `FakeQuantize`, or `nn.Identity()` to leave the weight in float.
@@ -28,8 +29,7 @@ class QuantConv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, L) → (N, C', L')."""
-        weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer(input), lambda x: self._conv_forward(x, weight, self.bias))
+        return product(self, input, self._conv_forward, self.weight[0].numel(), -2)
 
 
 class QuantConv2d(nn.Conv2d):
@@ -42,8 +42,7 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
-        weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer(input), lambda x: self._conv_forward(x, weight, self.bias))
+        return product(self, input, self._conv_forward, self.weight[0].numel(), -3)
 
 
 class QuantConv3d(nn.Conv3d):
@@ -56,8 +55,7 @@ class QuantConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, D, H, W) → (N, C', D', H', W')."""
-        weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer(input), lambda x: self._conv_forward(x, weight, self.bias))
+        return product(self, input, self._conv_forward, self.weight[0].numel(), -4)
 
 
 class QuantConvTranspose2d(nn.ConvTranspose2d):
@@ -79,13 +77,12 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
             2,
             self.dilation,  # type: ignore[arg-type]
         )
-        weight = self.weight_quantizer(self.weight)
 
-        def spread(x: Tensor) -> Tensor:
+        def spread(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return F.conv_transpose2d(
                 x,
                 weight,
-                self.bias,
+                bias,
                 self.stride,
                 self.padding,  # type: ignore[arg-type]
                 padding,
@@ -93,4 +90,4 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
                 self.dilation,
             )
 
-        return feed(self.input_quantizer(input), spread)
+        return product(self, input, spread, self.weight[:, 0].numel() // self.groups, -3)

@@ -21,6 +21,7 @@ from lowbit.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvT
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.inspect import QUANT_LAYERS
 from lowbit.layers.linear import QuantLinear
+from lowbit.layers.normalisation import NORMS
 from lowbit.layers.options import FLOAT, LayerOptions, check_options, kept_in_float, overridden, rectifies
 from lowbit.layers.text import as_text
 
@@ -135,6 +136,8 @@ class ConversionPlan:
             module.train(module.training)
         for module in modules.values():
             _leave_fast_path(module)
+            if self.converted and type(module) in NORMS:
+                module.__class__ = NORMS[type(module)]
         return result
 
 
@@ -211,10 +214,11 @@ def convert(
 ) -> nn.Module:
     """A copy of `model` whose convolutions and linear layers compute with a few bits.
 
-    Parameter names stay, so that a float `state_dict` loads. Converted are `nn.Conv1d/2d/3d` (groups and depthwise
-    too), `nn.ConvTranspose2d` and `nn.Linear`, wherever they sit; a module that is shared stays shared. What was
-    converted and what was left, and why, goes to the log `lowbit` at level INFO; `plan(...)` with the same arguments
-    returns it.
+    Parameter names stay, so that a float `state_dict` loads. Batch normalisations keep theirs too, but become
+    `ExactBatchNorm`s, whose evaluation rounds the same way on every processor. Converted are `nn.Conv1d/2d/3d` (groups
+    and depthwise too), `nn.ConvTranspose2d` and `nn.Linear`, wherever they sit; a module that is shared stays shared.
+    What was converted and what was left, and why, goes to the log `lowbit` at level INFO; `plan(...)` with the same
+    arguments returns it.
 
     Args:
         model: any eager module; it is not changed.

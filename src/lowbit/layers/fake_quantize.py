@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowbit._errors import ConfigError
 from lowbit.estimators import AbstractEstimator, staircase
 from lowbit.layers import fused
-from lowbit.quantizers import AbstractQuantizer, PerTensor
+from lowbit.quantizers import AbstractQuantizer, PerGroup, PerTensor
 
 _log = logging.getLogger("lowbit")
 
@@ -83,6 +83,26 @@ class FakeQuantize(nn.Module):
                 self.name or "a quantizer",
                 100 * negative,
             )
+
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Q(x) as whole numbers and what they are multiples of: Q(x) = unit·n.
+
+        Returns:
+            n: float32 (float64 for such an x), shape of x; the quantizer's `integer_grid` bounds it.
+            unit: shape () or, with granularity channel, 1 along every dimension but the channels.
+
+        Raises: ConfigError when scales belong to groups of weights.
+        """
+        if isinstance(self.quantizer.granularity, PerGroup):
+            raise ConfigError("weights with a scale per group are not multiples of one number per channel")
+        if x.dtype in (torch.bfloat16, torch.float16):
+            x = x.float()
+        if not self._looked and fused.eager():
+            self._look(x)
+        scale = self.quantizer.scale(x)
+        codes = self.quantizer.discretize(self.quantizer.normalize(x, scale))
+        return self.quantizer.integers(codes), self.quantizer.unit(scale)
 
     def set_progress(self, progress: float) -> None:
         """Anneal the estimator: `progress` (0 to 1) of the training is done."""

@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowbit.layers.fused import feed
+from lowbit.layers.product import product
 
 
 class QuantLinear(nn.Linear):
     """`linear(Qa(x), Qw(weight), bias)`; parameters, names and shapes are those of `nn.Linear`.
+
+    In evaluation the sum runs over whole numbers, without rounding: see `product`.
 
     Args:
         weight_quantizer: Qw, a `FakeQuantize`, or `nn.Identity()` to leave the weight in float.
@@ -26,5 +28,4 @@ class QuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) → (..., out)."""
-        weight = self.weight_quantizer(self.weight)
-        return feed(self.input_quantizer(input), lambda x: F.linear(x, weight, self.bias))
+        return product(self, input, F.linear, self.in_features, -1)

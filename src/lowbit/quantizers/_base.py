@@ -69,6 +69,19 @@ class AbstractQuantizer(nn.Module, ABC):
     def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         """The real values the codes stand for."""
 
+    def integers(self, codes: Tensor) -> Tensor:
+        """n, the whole numbers that inference computes with: the codes stand for `unit(scale)·n`."""
+        return codes
+
+    def unit(self, scale: Tensor) -> Tensor:
+        """The real number that n is a multiple of; shape of the scale."""
+        return scale
+
+    @property
+    def integer_grid(self) -> Grid:
+        """The values that n may have."""
+        return self.grid
+
     def forward(self, x: Tensor) -> Tensor:
         """Q(x): the discrete values, without any gradient through the staircase."""
         blocks = self.granularity.blocks(x)

@@ -89,3 +89,16 @@ class Uniform(AbstractQuantizer):
         top = self.grid.high
         values = (2 * codes - top) / top
         return values if self.scaling.policy == "none" else values * scale
+
+    def integers(self, codes: Tensor) -> Tensor:
+        """n = 2·c − N: the odd numbers from −N to N."""
+        return 2 * codes - self.grid.high
+
+    def unit(self, scale: Tensor) -> Tensor:
+        """s/N."""
+        return scale / self.grid.high
+
+    @property
+    def integer_grid(self) -> Grid:
+        """−N, −N + 2, …, N."""
+        return Grid(-self.grid.high, self.grid.high, step=2)

@@ -1,0 +1,453 @@
+// Bit-sliced products by table lookup, written once over a vector type V.
+//
+// The count of a row is Σ_k (x_k ^ v_k) over planes x_k, v_k = 1 where the weight is −1. The planes enter a chain of full
+// adders one pair after the other,
+//     carry_i = majority(p_i ^ π_i, x ^ v, y ^ w),    p_{i+1} = p_i ^ x ^ y,    π_{i+1} = π_i ^ v ^ w,
+// whose sum output, but for a complement π that depends on the weights alone, is the same plane p for every row. So a row
+// costs one carry (of weight 2) for two planes, and one parity plane at the very end. A carry is one of eight planes,
+// chosen by the row's three bits v, w, π: they are tabulated for a block of pairs that stays in the L1 cache, and a row
+// looks its carries up and adds them in a Harley–Seal tree of carry-save adders.
+//
+// Everything here has internal linkage: the same templates are compiled for several instruction sets, and the linker must
+// not merge them. For the same reason nothing from the standard library is instantiated.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "bitcore.h"
+
+#define LOWBIT_INLINE inline __attribute__((always_inline))
+
+namespace lowbit {
+
+extern const BitCore avx512_bit_core;
+extern const BitCore avx2_bit_core;
+extern const BitCore neon_bit_core;
+extern const BitCore portable_bit_core;
+
+namespace {
+
+using std::int32_t;
+using std::int64_t;
+using std::size_t;
+using std::uint32_t;
+using std::uint64_t;
+using std::uint8_t;
+
+LOWBIT_INLINE constexpr int smaller(int a, int b) { return a < b ? a : b; }
+LOWBIT_INLINE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// How the pairs of a reduction of length K fall into blocks. An odd K starts the chain with its first plane, an even one
+// with a plane of zeros. Pairs come in eights; the last eight is filled up with planes of zeros that no row complements.
+struct Pairs {
+  int first;   // the first plane that belongs to a pair
+  int eights;  // in all
+  int block;   // eights of a full block
+  int blocks;  // at least one, perhaps empty: the last one also adds the parity
+
+  LOWBIT_INLINE Pairs(int K, int block_eights)
+      : first(K & 1), eights(ceil_div(K / 2, 8)), block(block_eights), blocks(eights > block ? ceil_div(eights, block) : 1) {}
+  LOWBIT_INLINE int eights_of(int b) const { return smaller(block, eights - b * block); }
+  LOWBIT_INLINE bool is_last(int b) const { return b == blocks - 1; }
+};
+
+// The three-bit choices of one row, in the order of the chain.
+class RowChoices {
+ public:
+  LOWBIT_INLINE RowChoices(const uint8_t* bits, int K) : bits_(bits), K_(K), k_(K & 1), parity_(k_ ? complement(0) : 0) {}
+  LOWBIT_INLINE int next() {
+    const int v = complement(k_), w = complement(k_ + 1);
+    const int choice = parity_ << 2 | w << 1 | v;
+    k_ += 2;
+    parity_ ^= v ^ w;
+    return choice;
+  }
+  LOWBIT_INLINE int parity() const { return parity_ << 2; }
+
+ private:
+  LOWBIT_INLINE int complement(int k) const { return k < K_ && bits_[k] == 0; }
+  const uint8_t* bits_;
+  int K_, k_, parity_;
+};
+
+// ---- one row: adding what was looked up ----
+
+template <class V>
+LOWBIT_INLINE typename V::Reg half_add(typename V::Reg& sum, typename V::Reg a) {
+  const typename V::Reg carry = V::and_(sum, a);
+  sum = V::xor_(sum, a);
+  return carry;
+}
+
+// Adds 2^Log carries, `first` and following, to the running sum, whose planes of weight 2^l are level[l], l = 1 to Log.
+// Returns the carry into level Log + 1.
+template <class V, int Log, class Lookup>
+LOWBIT_INLINE typename V::Reg add_full(typename V::Reg* level, const Lookup& lookup, int first) {
+  if constexpr (Log == 0) {
+    return lookup(first);
+  } else {
+    const typename V::Reg a = add_full<V, Log - 1>(level, lookup, first);
+    const typename V::Reg b = add_full<V, Log - 1>(level, lookup, first + (1 << (Log - 1)));
+    return V::add(level[Log], a, b);
+  }
+}
+
+// The same for Count < 2^Log carries, a positive multiple of 8; also returns the carry into level Log + 1.
+template <class V, int Log, int Count, class Lookup>
+LOWBIT_INLINE typename V::Reg add_rest(typename V::Reg* level, const Lookup& lookup, int first) {
+  constexpr int kPart = 1 << (Log - 1);
+  static_assert(Count > 0 && Count < 2 * kPart && Count % 8 == 0, "");
+  if constexpr (Count < kPart) {
+    return half_add<V>(level[Log], add_rest<V, Log - 1, Count>(level, lookup, first));
+  } else {
+    const typename V::Reg part = add_full<V, Log - 1>(level, lookup, first);
+    if constexpr (Count == kPart) {
+      return half_add<V>(level[Log], part);
+    } else {
+      return V::add(level[Log], part, add_rest<V, Log - 1, Count - kPart>(level, lookup, first + kPart));
+    }
+  }
+}
+
+// Where a row's (or, narrow, eight rows') counter lies: plane p of it at start + p · stride words.
+struct Counter {
+  uint64_t* start;
+  int planes;
+};
+
+// Adds one block to one row: `chunks` times 2^kLog carries and Rest < 2^kLog more, and with Last the parity.
+//
+// The tree adds straight into the counter's low planes, held in registers; kUpper planes above them take the carries of
+// up to 2^kUpper chunks, so that only one carry is left in the end to be handed up to the top, through memory.
+template <class V, int Rest, bool Last, class Lookup>
+LOWBIT_INLINE void add_block(Lookup lookup, int chunks, Counter counter) {
+  using Reg = typename V::Reg;
+  constexpr int kTop = V::kLog + V::kUpper;
+  constexpr int kStride = V::kPlaneStride;
+  Reg level[kTop + 1];
+#pragma GCC unroll 16
+  for (int l = 1; l <= kTop; ++l) level[l] = V::load(counter.start + l * kStride);
+
+  Reg over = V::zero();
+  const auto hand_up = [&](Reg carry) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int l = V::kLog + 1; l <= kTop; ++l) carry = half_add<V>(level[l], carry);
+    over = V::or_(over, carry);
+  };
+  for (; chunks > 0; --chunks) {
+    hand_up(add_full<V, V::kLog>(level, lookup, 0));
+    lookup.advance(1 << V::kLog);
+  }
+  if constexpr (Rest > 0) {
+    hand_up(add_rest<V, V::kLog, Rest>(level, lookup, 0));
+    lookup.advance(Rest);
+  }
+
+  int top = kTop + 1;
+  if constexpr (Last) {
+    Reg low = V::load(counter.start);
+    Reg carry = half_add<V>(low, lookup.parity());
+    V::store(counter.start, low);
+#pragma GCC unroll 16
+    for (int l = 1; l <= kTop; ++l) carry = half_add<V>(level[l], carry);
+    if (top < counter.planes) {
+      Reg plane = V::load(counter.start + top * kStride);
+      over = V::add(plane, over, carry);
+      V::store(counter.start + top * kStride, plane);
+      ++top;
+    }
+  }
+#pragma GCC unroll 16
+  for (int l = 1; l <= kTop; ++l) V::store(counter.start + l * kStride, level[l]);
+  for (; top < counter.planes; ++top) {
+    Reg plane = V::load(counter.start + top * kStride);
+    over = half_add<V>(plane, over);
+    V::store(counter.start + top * kStride, plane);
+  }
+}
+
+// A counter with fewer planes than add_block holds in registers goes through a copy of its own.
+template <class V, int Rest, bool Last, class Lookup>
+LOWBIT_INLINE void add_block_shallow(const Lookup& lookup, int chunks, Counter counter) {
+  constexpr int kPlanes = V::kLog + V::kUpper + 1, kStride = V::kPlaneStride;
+  alignas(64) uint64_t copy[kPlanes * kStride];
+  for (int l = 0; l < kPlanes; ++l) {
+    V::store(copy + l * kStride, l < counter.planes ? V::load(counter.start + l * kStride) : V::zero());
+  }
+  add_block<V, Rest, Last>(lookup, chunks, Counter{copy, kPlanes});
+  for (int l = 0; l < counter.planes; ++l) V::store(counter.start + l * kStride, V::load(copy + l * kStride));
+}
+
+// ---- all rows ----
+
+// One block of tables applied to rows; each row's choices take row_bytes. A row is a vector, so in the narrow form eight.
+struct BlockOfRows {
+  const uint8_t* tables;
+  const uint8_t* choices;
+  size_t row_bytes;
+  int chunks;
+  int rows;
+  uint64_t* counters;  // of the first row, plane `shift`
+  size_t row_words;    // from one row's counter to the next
+  int planes;          // of a counter, from plane `shift` up
+};
+
+template <class V, class Lookup, int Rest, bool Last>
+void add_rows(const BlockOfRows& b) {
+  const uint8_t* choices = b.choices;
+  uint64_t* counter = b.counters;
+  if (b.planes > V::kLog + V::kUpper) {
+    for (int row = 0; row < b.rows; ++row, choices += b.row_bytes, counter += b.row_words) {
+      add_block<V, Rest, Last>(Lookup{b.tables, choices}, b.chunks, Counter{counter, b.planes});
+    }
+  } else {
+    for (int row = 0; row < b.rows; ++row, choices += b.row_bytes, counter += b.row_words) {
+      add_block_shallow<V, Rest, Last>(Lookup{b.tables, choices}, b.chunks, Counter{counter, b.planes});
+    }
+  }
+}
+
+template <class V, class Lookup, bool Last, int Rest = 0>
+LOWBIT_INLINE void add_rows_any(const BlockOfRows& b, int rest) {
+  if constexpr (Rest < (1 << V::kLog)) {
+    if (rest == Rest) {
+      add_rows<V, Lookup, Rest, Last>(b);
+    } else {
+      add_rows_any<V, Lookup, Last, Rest + 8>(b, rest);
+    }
+  }
+}
+
+// counters += 2^shift · Σ. Form::row_bytes(eights, last): bytes of a row's choices in a block.
+template <class V, class Form>
+LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* packed, int rows, int shift, int depth,
+                               uint64_t* counters, void* scratch) {
+  if (K <= 0) return;
+  const Pairs pairs(K, Form::kBlock);
+  const size_t row_words = size_t(depth) * V::kPlaneStride;
+  // The counters of the rows in hand should survive in the L2 cache from one block to the next.
+  const int some = int(size_t(V::kCounterBytes) / (row_words * sizeof(uint64_t))) & ~7;
+  const int portion = some < 64 ? 64 : some;
+  uint8_t* const tables = static_cast<uint8_t*>(scratch);
+  for (int row = 0; row < rows; row += portion) {
+    typename Form::Chain chain(planes, K);
+    const uint8_t* block = packed;
+    for (int b = 0; b < pairs.blocks; ++b) {
+      const int eights = pairs.eights_of(b), count = 8 * eights;
+      const bool last = pairs.is_last(b);
+      chain.tabulate(tables, count);
+      if (last) chain.tabulate_parity(tables + size_t(count) * Form::kTableBytes);
+      const size_t row_bytes = Form::row_bytes(eights, last);
+      const BlockOfRows work{tables,
+                             block + size_t(row) * row_bytes,
+                             row_bytes,
+                             count >> V::kLog,
+                             smaller(portion, rows - row),
+                             counters + size_t(row) * row_words + size_t(shift) * V::kPlaneStride,
+                             row_words,
+                             depth - shift};
+      const int rest = count & ((1 << V::kLog) - 1);
+      if (last) {
+        add_rows_any<V, typename Form::Lookup, true>(work, rest);
+      } else {
+        add_rows_any<V, typename Form::Lookup, false>(work, rest);
+      }
+      block += size_t(rows) * row_bytes;
+    }
+  }
+}
+
+// ---- the wide form: a row is a vector of positions ----
+
+template <class V>
+struct WideForm {
+  using Reg = typename V::Reg;
+  static constexpr int kBlock = V::kWideBlock;
+  static constexpr int kEntry = 8 * V::kWords;
+  static constexpr int kTableBytes = 8 * kEntry;
+  // A choice is stored as a byte that becomes an address by the largest scale that the processor's loads offer.
+  static constexpr int kChoice = kEntry / V::kScale;
+
+  static LOWBIT_INLINE size_t row_bytes(int eights, bool last) { return size_t(8 * eights + last); }
+
+  struct Lookup {
+    const uint8_t* table;
+    const uint8_t* choice;
+    LOWBIT_INLINE Reg operator()(int i) const {
+      return V::load_aligned(table + i * kTableBytes + size_t(choice[i]) * V::kScale);
+    }
+    LOWBIT_INLINE Reg parity() const { return (*this)(0); }
+    LOWBIT_INLINE void advance(int count) {
+      table += count * kTableBytes;
+      choice += count;
+    }
+  };
+
+  class Chain {
+   public:
+    LOWBIT_INLINE Chain(const uint64_t* planes, int K)
+        : plane_(planes + (K & 1) * V::kWords), left_(K - (K & 1)), sum_(K & 1 ? V::load(planes) : V::zero()) {}
+
+    LOWBIT_INLINE void tabulate(uint8_t* tables, int count) {
+      const int real = smaller(count, left_ / 2);
+      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2 * V::kWords) {
+        V::tabulate(tables, sum_, V::load(plane_), V::load(plane_ + V::kWords));
+      }
+      left_ -= 2 * real;
+      for (int i = real; i < count; ++i, tables += kTableBytes) V::tabulate(tables, sum_, V::zero(), V::zero());
+    }
+    LOWBIT_INLINE void tabulate_parity(uint8_t* table) const {
+      V::store_aligned(table, sum_);
+      V::store_aligned(table + 4 * kEntry, V::not_(sum_));
+    }
+
+   private:
+    const uint64_t* plane_;
+    int left_;
+    Reg sum_;
+  };
+
+  static size_t packed_size(int M, int K) {
+    const Pairs pairs(K, kBlock);
+    return size_t(M) * row_bytes(pairs.eights, true);
+  }
+
+  static void pack(const uint8_t* bits, int M, int K, uint8_t* packed) {
+    const Pairs pairs(K, kBlock);
+    for (int m = 0; m < M; ++m) {
+      RowChoices choices(bits + size_t(m) * K, K);
+      uint8_t* block = packed;
+      for (int b = 0; b < pairs.blocks; ++b) {
+        const size_t bytes = row_bytes(pairs.eights_of(b), pairs.is_last(b));
+        uint8_t* const row = block + size_t(m) * bytes;
+        for (int i = 0; i < 8 * pairs.eights_of(b); ++i) row[i] = uint8_t(choices.next() * kChoice);
+        if (pairs.is_last(b)) row[bytes - 1] = uint8_t(choices.parity() * kChoice);
+        block += size_t(M) * bytes;
+      }
+    }
+  }
+
+  static size_t scratch_size(int, int K, int) {
+    return size_t(8 * smaller(Pairs(K, kBlock).eights, kBlock) + 1) * kTableBytes;
+  }
+
+  static void add(const uint64_t* planes, int K, const uint8_t* packed, int M, int shift, int depth, uint64_t* counters,
+                  void* scratch) {
+    add_product<V, WideForm>(planes, K, packed, M, shift, depth, counters, scratch);
+  }
+
+  // ---- comparing ----
+
+  // ge ends as count ≥ t if it starts as all ones, or as count > t if as zeros: from the lowest bit up, a bit of t that is
+  // 0 makes ge |= c, a 1 makes ge &= c; both are a majority with a constant.
+  template <int Bits>
+  static LOWBIT_INLINE void compare_bits(const uint64_t* counters, int M, int depth, const int32_t* thresholds,
+                                         uint64_t* out) {
+    constexpr int kLevels = (1 << Bits) - 1;
+    alignas(64) uint64_t constant[2][V::kWords];
+    memset(constant[0], 0xff, sizeof constant[0]);
+    memset(constant[1], 0, sizeof constant[1]);
+    for (int m = 0; m < M; ++m, counters += size_t(depth) * V::kWords, thresholds += kLevels) {
+      Reg ge[kLevels + 1];
+      uint32_t t[kLevels];
+#pragma GCC unroll 16
+      for (int j = 0; j < kLevels; ++j) {
+        const bool above = depth < 31 && thresholds[j] >= int32_t(1) << depth;
+        t[j] = above ? ~uint32_t(0) : thresholds[j] < 0 ? 0 : uint32_t(thresholds[j]);
+        ge[j + 1] = V::load_aligned(constant[above]);
+      }
+      for (int p = 0; p < depth; ++p) {
+        const Reg plane = V::load(counters + size_t(p) * V::kWords);
+#pragma GCC unroll 16
+        for (int j = 0; j < kLevels; ++j) {
+          ge[j + 1] = V::majority(plane, ge[j + 1], V::load_aligned(constant[t[j] & 1]));
+          t[j] >>= 1;
+        }
+      }
+      // The sets are nested, so bit j of the number of true ones is the parity of every 2^j-th.
+#pragma GCC unroll 4
+      for (int j = 0; j < Bits; ++j, out += V::kWords) {
+        Reg parity = ge[1 << j];
+#pragma GCC unroll 16
+        for (int i = 2 << j; i <= kLevels; i += 1 << j) parity = V::xor_(parity, ge[i]);
+        V::store(out, parity);
+      }
+    }
+  }
+
+  static void compare(const uint64_t* counters, int M, int depth, const int32_t* thresholds, int bits, uint64_t* out) {
+    switch (bits) {
+      case 1: return compare_bits<1>(counters, M, depth, thresholds, out);
+      case 2: return compare_bits<2>(counters, M, depth, thresholds, out);
+      case 3: return compare_bits<3>(counters, M, depth, thresholds, out);
+      default: return compare_bits<4>(counters, M, depth, thresholds, out);
+    }
+  }
+
+  static void expand(const uint64_t* counters, int M, int depth, int32_t* out, size_t stride) {
+    for (int m = 0; m < M; ++m, counters += size_t(depth) * V::kWords, out += stride) {
+      for (int w = 0; w < V::kWords; ++w) V::expand(counters + w, V::kWords, depth, out + 64 * w);
+    }
+  }
+};
+
+// ---- for vector types with the usual operations alone ----
+
+// The eight carries of a pair; complementing all three operands complements a majority.
+template <class V>
+LOWBIT_INLINE void tabulate_by_parts(uint8_t* table, typename V::Reg& p, typename V::Reg x, typename V::Reg y) {
+  using Reg = typename V::Reg;
+  constexpr int kEntry = 8 * V::kWords;
+  const Reg differ = V::xor_(x, y), both = V::and_(x, y), only_y = V::andnot(x, y);
+  const Reg carry[4] = {
+      V::or_(both, V::and_(p, differ)),                   // p, x, y
+      V::or_(only_y, V::andnot(differ, p)),               // p, ~x, y
+      V::or_(only_y, V::not_(V::or_(p, differ))),         // ~p, ~x, y
+      V::or_(both, V::andnot(p, differ)),                 // ~p, x, y
+  };
+  constexpr int kChoice[4] = {0, 1, 5, 4};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    V::store_aligned(table + kChoice[i] * kEntry, carry[i]);
+    V::store_aligned(table + (7 - kChoice[i]) * kEntry, V::not_(carry[i]));
+  }
+  p = V::xor_(p, differ);
+}
+
+// Transposes 8 × 8 bits: bit p of byte i becomes bit i of byte p.
+LOWBIT_INLINE uint64_t transpose_bits(uint64_t x) {
+  uint64_t t = (x ^ (x >> 7)) & 0x00aa00aa00aa00aaULL;
+  x ^= t ^ (t << 7);
+  t = (x ^ (x >> 14)) & 0x0000cccc0000ccccULL;
+  x ^= t ^ (t << 14);
+  t = (x ^ (x >> 28)) & 0x00000000f0f0f0f0ULL;
+  return x ^ t ^ (t << 28);
+}
+
+// The counts of 64 positions; plane p is the word counter[p * stride].
+LOWBIT_INLINE void expand_by_bytes(const uint64_t* counter, size_t stride, int depth, int32_t* out) {
+  for (int from = 0; from < depth; from += 8) {
+    const int planes = smaller(8, depth - from);
+    for (int i = 0; i < 64; i += 8) {
+      uint64_t bits = 0;
+      for (int p = 0; p < planes; ++p) bits |= (counter[size_t(from + p) * stride] >> i & 255) << (8 * p);
+      bits = transpose_bits(bits);
+      for (int j = 0; j < 8; ++j) {
+        const int32_t count = int32_t(uint32_t(bits >> (8 * j) & 255) << from);
+        out[i + j] = from == 0 ? count : out[i + j] | count;
+      }
+    }
+  }
+}
+
+template <class V>
+constexpr BitCore wide_core(const char* name) {
+  using Wide = WideForm<V>;
+  return BitCore{name,          V::kWords, false,   Wide::packed_size, Wide::pack, nullptr,      nullptr, Wide::scratch_size,
+                 Wide::add,     nullptr,   Wide::compare, nullptr,     Wide::expand, nullptr};
+}
+
+}  // namespace
+}  // namespace lowbit

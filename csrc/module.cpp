@@ -1,0 +1,152 @@
+// lowbit._kernels: the Python face of the kernels.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace lowbit;
+
+namespace {
+
+using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using ReadFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const std::int8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Limits = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+std::vector<Step> steps_of(const nb::list& list) {
+  std::vector<Step> steps;
+  for (nb::handle item : list) {
+    const auto pair = nb::cast<nb::tuple>(item);
+    const auto kind = nb::cast<std::string>(pair[0]);
+    Step step{};
+    if (kind == "multiply" || kind == "add") {
+      step.kind = kind == "add" ? StepKind::add : StepKind::multiply;
+      const auto row = nb::cast<Row>(pair[1]);
+      step.factors.assign(row.data(), row.data() + row.size());
+    } else if (kind == "relu") {
+      step.kind = StepKind::relu;
+    } else if (kind == "add_value" || kind == "store" || kind == "quantize") {
+      step.kind = kind == "store"      ? StepKind::store
+                  : kind == "quantize" ? StepKind::quantize
+                                       : StepKind::add_value;
+      step.value = nb::cast<int>(pair[1]);
+    } else {
+      throw std::invalid_argument("unknown step '" + kind + "'");
+    }
+    steps.push_back(std::move(step));
+  }
+  return steps;
+}
+
+Convolution geometry_of(int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
+                        std::tuple<int, int> dilation, int groups, int weight_low, int weight_step, int weight_bits) {
+  Convolution c;
+  c.input = input;
+  c.out_channels = static_cast<int>(weights.shape(0));
+  c.kernel_h = static_cast<int>(weights.shape(2));
+  c.kernel_w = static_cast<int>(weights.shape(3));
+  std::tie(c.stride_h, c.stride_w) = stride;
+  std::tie(c.pad_h, c.pad_w) = padding;
+  std::tie(c.dilation_h, c.dilation_w) = dilation;
+  c.groups = groups;
+  c.weight_low = weight_low;
+  c.weight_step = weight_step;
+  c.weight_bits = weight_bits;
+  c.weights.assign(weights.data(), weights.data() + weights.size());
+  return c;
+}
+
+int codes(Program& program, int channels, int height, int width, int margin, int bits, int low, int step, int rounding,
+          float reciprocal, float least, float most, float keep) {
+  Codes c;
+  c.bits = bits;
+  c.low = low;
+  c.step = step;
+  c.has_zero = -low % step == 0 && low <= 0 && -low / step < (1 << bits);
+  c.pad = c.has_zero ? -low / step : 0;
+  c.quantizer.rounding = static_cast<Rounding>(rounding);
+  c.quantizer.reciprocal = reciprocal;
+  c.quantizer.low = least;
+  c.quantizer.high = most;
+  c.quantizer.keep = keep;
+  c.quantizer.bits = bits;
+  return program.codes(channels, height, width, margin, c);
+}
+
+void run(Program& program, const std::vector<ReadFloats>& inputs, const std::vector<Floats>& outputs, int images) {
+  const auto check = [&](std::size_t size, int value) {
+    const Value& v = program.value(value);
+    if (size != static_cast<std::size_t>(images) * v.channels * v.geometry.height * v.geometry.width)
+      throw std::invalid_argument("a tensor has not the size that the program was made for");
+  };
+  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size())
+    throw std::invalid_argument("wrong number of tensors");
+  std::vector<const float*> from;
+  std::vector<float*> to;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    check(inputs[i].size(), program.inputs()[i]);
+    from.push_back(inputs[i].data());
+  }
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    check(outputs[i].size(), program.outputs()[i]);
+    to.push_back(outputs[i].data());
+  }
+  nb::gil_scoped_release release;
+  program.run(from, to, images);
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+  m.doc() = "Compiled kernels for few-bit networks; lowbit.deploy is their user.";
+  m.def("instruction_sets", [] {
+    int count;
+    std::vector<std::string> names;
+    const BitCore* const* cores = bit_cores(&count);
+    for (int i = 0; i < count; ++i) names.emplace_back(cores[i]->name);
+    return names;
+  });
+  nb::class_<Program>(m, "Program")
+      .def(nb::init<int, const std::string&>(), nb::arg("threads") = 1, nb::arg("isa") = "")
+      .def("input", &Program::input)
+      .def("floats", &Program::floats)
+      .def("codes", &codes)
+      .def("output", &Program::output)
+      .def("map", [](Program& p, int input, const nb::list& steps) { p.map(input, steps_of(steps)); })
+      .def("subsample", &Program::subsample)
+      .def("convolve",
+           [](Program& p, int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
+              std::tuple<int, int> dilation, int groups, int low, int step, int bits, const nb::list& steps) {
+             Convolution c = geometry_of(input, weights, stride, padding, dilation, groups, low, step, bits);
+             c.steps = steps_of(steps);
+             p.convolve(std::move(c));
+           })
+      .def("convolve_to_codes",
+           [](Program& p, int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
+              std::tuple<int, int> dilation, int groups, int low, int step, int bits, const Limits& thresholds,
+              const nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& falling, int output) {
+             Convolution c = geometry_of(input, weights, stride, padding, dilation, groups, low, step, bits);
+             c.thresholds.assign(thresholds.data(), thresholds.data() + thresholds.size());
+             c.falling.assign(falling.data(), falling.data() + falling.size());
+             c.output = output;
+             p.convolve(std::move(c));
+           })
+      .def("finish", &Program::finish)
+      .def("run", &run)
+      .def("read_codes",
+           [](const Program& p, int value, nb::ndarray<std::int32_t, nb::c_contig, nb::device::cpu> out) {
+             const Value& v = p.value(value);
+             if (!v.is_codes || out.size() != static_cast<std::size_t>(v.channels) * v.geometry.height * v.geometry.width)
+               throw std::invalid_argument("not a value of codes of that size");
+             p.read_codes(value, out.data());
+           })
+      .def("workspace", &Program::workspace)
+      .def("__str__", &Program::describe);
+}

@@ -1,0 +1,227 @@
+#include "operations.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace lowbit {
+
+namespace {
+
+std::size_t size_of(const Value& value) {
+  const std::size_t rows = static_cast<std::size_t>(value.channels) * (value.is_codes ? value.codes.bits : 64);
+  const std::size_t bytes = rows * static_cast<std::size_t>(value.geometry.words) * (value.is_codes ? 8 : 4);
+  return (bytes + 63) / 64 * 64;
+}
+
+class Map final : public Operation {
+ public:
+  Map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes)
+      : program_(program), input_(input), steps_(program, std::move(steps), program.value(input).geometry, lanes) {}
+
+  void run(Context& context) override {
+    const Value& v = program_.value(input_);
+    const int groups = v.geometry.groups();
+    context.each(v.channels, [&](int c, char* scratch) {
+      float* y = reinterpret_cast<float*>(scratch);
+      for (int group = 0; group < groups; group += widest_block) {
+        const int n = 64 * std::min(widest_block, groups - group);
+        std::memcpy(y, context.data.floats(input_, c) + 64 * group, sizeof(float) * n);
+        steps_.apply(context.data, c, group, n, y);
+      }
+    });
+  }
+  std::size_t scratch() const override { return sizeof(float) * 64 * widest_block; }
+  std::vector<int> reads() const override {
+    std::vector<int> all = steps_.reads();
+    all.push_back(input_);
+    return all;
+  }
+  std::vector<int> writes() const override { return steps_.writes(); }
+  std::string describe() const override { return "map " + std::to_string(input_) + steps_.describe(); }
+
+ private:
+  const Program& program_;
+  int input_;
+  Steps steps_;
+};
+
+class Subsample final : public Operation {
+ public:
+  Subsample(const Program& program, int input, int output, int stride)
+      : program_(program), input_(input), output_(output), stride_(stride) {
+    const Value &in = program.value(input), &out = program.value(output);
+    if (in.is_codes || out.is_codes || out.channels < in.channels ||
+        out.geometry.height != (in.geometry.height + stride - 1) / stride ||
+        out.geometry.width != (in.geometry.width + stride - 1) / stride)
+      throw std::invalid_argument("subsample: the shapes do not fit");
+  }
+
+  void run(Context& context) override {
+    const Value &in = program_.value(input_), &out = program_.value(output_);
+    context.each(out.channels, [&](int c, char*) {
+      float* target = context.data.floats(output_, c);
+      for (int y = 0; y < out.geometry.height; ++y, target += out.geometry.pitch) {
+        if (c >= in.channels) {
+          std::fill(target, target + out.geometry.width, 0.0f);
+          continue;
+        }
+        const float* source = context.data.floats(input_, c) + static_cast<std::int64_t>(y) * stride_ * in.geometry.pitch;
+        for (int x = 0; x < out.geometry.width; ++x) target[x] = source[static_cast<std::int64_t>(x) * stride_];
+      }
+    });
+  }
+  std::size_t scratch() const override { return 0; }
+  std::vector<int> reads() const override { return {input_}; }
+  std::vector<int> writes() const override { return {output_}; }
+  std::string describe() const override {
+    return "subsample " + std::to_string(input_) + " -> " + std::to_string(output_);
+  }
+
+ private:
+  const Program& program_;
+  int input_, output_, stride_;
+};
+
+}  // namespace
+
+Worker::Worker(const Program& program, const Layout& layout, std::size_t scratch_bytes, std::size_t shared_bytes)
+    : program(program), layout(layout), values(layout.bytes), scratch(scratch_bytes), shared(shared_bytes) {
+  for (std::size_t i = 0; i < layout.offsets.size(); ++i) {
+    const Value& v = program.value(static_cast<int>(i));
+    if (!v.is_codes || !v.codes.pad) continue;
+    for (int c = 0; c < v.channels; ++c)
+      for (int j = 0; j < v.codes.bits; ++j)
+        std::fill_n(plane(static_cast<int>(i), c, j), v.geometry.words, (v.codes.pad >> j) & 1 ? ~0ull : 0ull);
+  }
+}
+
+Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operation>>& operations) {
+  const int count = program.value_count(), last = static_cast<int>(operations.size());
+  std::vector<int> first(static_cast<std::size_t>(count), -1), end(static_cast<std::size_t>(count), -1);
+  for (int i = 0; i < last; ++i) {
+    for (int v : operations[i]->writes()) first[v] = first[v] < 0 ? i : first[v];
+    for (int v : operations[i]->reads()) end[v] = i;
+    for (int v : operations[i]->writes()) end[v] = std::max(end[v], i);
+  }
+  for (int v : program.inputs()) first[v] = -1;
+  for (int v : program.outputs()) end[v] = last;
+
+  Layout layout;
+  layout.offsets.resize(static_cast<std::size_t>(count));
+  struct Place {
+    std::size_t offset, size;
+    int free_after;
+  };
+  std::vector<Place> places;
+  std::vector<int> order(static_cast<std::size_t>(count));
+  for (int v = 0; v < count; ++v) order[v] = v;
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return first[a] < first[b]; });
+  for (int v : order) {
+    const std::size_t size = size_of(program.value(v));
+    Place* best = nullptr;
+    if (!program.value(v).is_codes)  // padding bits are set once, and must not be overwritten
+      for (Place& place : places)
+        if (place.free_after < first[v] && place.size >= size && (!best || place.size < best->size)) best = &place;
+    if (!best) {
+      places.push_back({layout.bytes, size, 0});
+      layout.bytes += size;
+      best = &places.back();
+    }
+    best->free_after = program.value(v).is_codes ? last + 1 : std::max(end[v], first[v]);
+    layout.offsets[static_cast<std::size_t>(v)] = best->offset;
+  }
+  return layout;
+}
+
+std::vector<std::uint64_t> mask_of(const Geometry& g) {
+  std::vector<std::uint64_t> mask(static_cast<std::size_t>(g.groups() + widest_block), 0);
+  for (int y = 0; y < g.height; ++y)
+    for (int x = 0; x < g.width; ++x) {
+      const std::int64_t at = y * g.pitch + x;
+      mask[static_cast<std::size_t>(at / 64)] |= 1ull << (at % 64);
+    }
+  return mask;
+}
+
+Steps::Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry, const LaneOps& lanes)
+    : program_(program), steps_(std::move(steps)), mask_(mask_of(geometry)), lanes_(lanes) {
+  for (const Step& step : steps_) {
+    if (step.kind == StepKind::multiply || step.kind == StepKind::add || step.kind == StepKind::relu) continue;
+    const Value& v = program.value(step.value);
+    if (!(v.geometry == geometry) || v.is_codes != (step.kind == StepKind::quantize))
+      throw std::invalid_argument("a step names a value of another shape or kind");
+  }
+}
+
+void Steps::write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
+                  std::ptrdiff_t stride) const {
+  const Value& v = program_.value(value);
+  const std::uint64_t* mask = mask_.data() + group;
+  for (int j = 0; j < v.codes.bits; ++j, bits += stride) {
+    std::uint64_t* target = worker.plane(value, c, j) + v.geometry.front / 64 + group;
+    const std::uint64_t pad = (v.codes.pad >> j) & 1 ? ~0ull : 0ull;
+    for (int w = 0; w < words; ++w) target[w] = (bits[w] & mask[w]) | (pad & ~mask[w]);
+  }
+}
+
+void Steps::apply(Worker& worker, int c, int group, int n, float* y) const {
+  std::uint64_t bits[8 * widest_block];
+  for (const Step& step : steps_) {
+    switch (step.kind) {
+      case StepKind::multiply:
+        lanes_.multiply(y, step.factors[step.factors.size() == 1 ? 0 : static_cast<std::size_t>(c)], n);
+        break;
+      case StepKind::add:
+        lanes_.add(y, step.factors[step.factors.size() == 1 ? 0 : static_cast<std::size_t>(c)], n);
+        break;
+      case StepKind::add_value:
+        lanes_.add_row(y, worker.floats(step.value, c) + 64 * group, n);
+        break;
+      case StepKind::relu:
+        lanes_.relu(y, n);
+        break;
+      case StepKind::store:
+        std::memcpy(worker.floats(step.value, c) + 64 * group, y, sizeof(float) * n);
+        break;
+      case StepKind::quantize:
+        lanes_.quantize(y, program_.value(step.value).codes.quantizer, n, bits, widest_block);
+        write(worker, step.value, c, group, n / 64, bits, widest_block);
+        break;
+    }
+  }
+}
+
+std::vector<int> Steps::reads() const {
+  std::vector<int> all;
+  for (const Step& step : steps_)
+    if (step.kind == StepKind::add_value) all.push_back(step.value);
+  return all;
+}
+
+std::vector<int> Steps::writes() const {
+  std::vector<int> all;
+  for (const Step& step : steps_)
+    if (step.kind == StepKind::store || step.kind == StepKind::quantize) all.push_back(step.value);
+  return all;
+}
+
+std::string Steps::describe() const {
+  static const char* const names[] = {"multiply", "add", "add value", "relu", "store", "quantize"};
+  std::string text;
+  for (const Step& step : steps_) {
+    text += std::string(", ") + names[static_cast<int>(step.kind)];
+    if (step.value >= 0) text += " " + std::to_string(step.value);
+  }
+  return text;
+}
+
+std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes) {
+  return std::make_unique<Map>(program, input, std::move(steps), lanes);
+}
+
+std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride) {
+  return std::make_unique<Subsample>(program, input, output, stride);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,112 @@
+// What a program is made of, and the memory that one thread runs it in.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace lowbit {
+
+constexpr int widest_block = 8;  // 64-bit words of the widest lane vector
+
+struct Aligned {
+  explicit Aligned(std::size_t bytes) : size((bytes + 127) / 64 * 64) {
+    memory = std::aligned_alloc(64, size);
+    if (!memory) throw std::bad_alloc();
+    __builtin_memset(memory, 0, size);
+  }
+  ~Aligned() { std::free(memory); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+  std::size_t size;
+  void* memory;
+};
+
+// Where each value lies in a worker's memory, in bytes. Floats whose last reader has run give their place to later ones.
+struct Layout {
+  std::vector<std::size_t> offsets;
+  std::size_t bytes = 0;
+};
+
+struct Worker {
+  Worker(const Program& program, const Layout& layout, std::size_t scratch_bytes, std::size_t shared_bytes);
+
+  // Of channel c, from position (0, 0) on.
+  float* floats(int value, int c) {
+    const Geometry& g = program.value(value).geometry;
+    return reinterpret_cast<float*>(base(value)) + c * g.words * 64 + g.front;
+  }
+  // Bit j of channel c, from the first padding bit on.
+  std::uint64_t* plane(int value, int c, int j) {
+    const Value& v = program.value(value);
+    return reinterpret_cast<std::uint64_t*>(base(value)) + (c * v.codes.bits + j) * v.geometry.words;
+  }
+  std::size_t bytes() const { return values.size + scratch.size + shared.size; }
+  char* base(int value) { return static_cast<char*>(values.memory) + layout.offsets[static_cast<std::size_t>(value)]; }
+
+  const Program& program;
+  const Layout layout;
+  Aligned values, scratch, shared;
+};
+
+struct Context {
+  Worker& data;  // the values of the image
+  const std::vector<std::unique_ptr<Worker>>& workers;
+  Pool* pool;  // null: this thread works alone
+
+  // body(item, scratch) for each item
+  template <class F>
+  void each(int count, F&& body) {
+    if (!pool) {
+      for (int item = 0; item < count; ++item) body(item, static_cast<char*>(data.scratch.memory));
+      return;
+    }
+    pool->each(count, [&](int item, int worker) { body(item, static_cast<char*>(workers[worker]->scratch.memory)); });
+  }
+};
+
+class Operation {
+ public:
+  virtual ~Operation() = default;
+  virtual void run(Context& context) = 0;
+  virtual std::size_t scratch() const = 0;              // bytes per thread
+  virtual std::size_t shared() const { return 0; }  // bytes per image
+  virtual std::vector<int> reads() const = 0;
+  virtual std::vector<int> writes() const = 0;
+  virtual std::string describe() const = 0;
+};
+
+Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operation>>& operations);
+
+// The positions of a map, group of 64 by group: which belong to it and not to a margin.
+std::vector<std::uint64_t> mask_of(const Geometry& geometry);
+
+// Applies steps to one row of `n` floats (a multiple of 64) of channel c that starts at position 64·group.
+class Steps {
+ public:
+  Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry, const LaneOps& lanes);
+  void apply(Worker& worker, int c, int group, int n, float* y) const;
+  void write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
+             std::ptrdiff_t stride) const;
+  std::vector<int> reads() const;
+  std::vector<int> writes() const;
+  std::string describe() const;
+
+ private:
+  const Program& program_;
+  std::vector<Step> steps_;
+  std::vector<std::uint64_t> mask_;
+  const LaneOps& lanes_;
+};
+
+std::unique_ptr<Operation> make_convolution(const Program& program, Convolution convolution, const BitCore& core,
+                                            const LaneOps& lanes, int threads);
+std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes);
+std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride);
+
+}  // namespace lowbit

@@ -1,0 +1,159 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "operations.h"
+
+namespace lowbit {
+
+namespace {
+
+std::int64_t rounded(std::int64_t number, std::int64_t unit) { return (number + unit - 1) / unit * unit; }
+
+const BitCore* pick_core(const std::string& isa) {
+  int count;
+  const BitCore* const* cores = bit_cores(&count);
+  for (int i = 0; i < count; ++i)
+    if (isa.empty() || isa == cores[i]->name) return cores[i];
+  throw std::invalid_argument("this processor has no instruction set '" + isa + "'");
+}
+
+const LaneOps* pick_lanes(const std::string& isa) {
+  int count;
+  const LaneOps* const* lanes = all_lane_ops(&count);
+  for (int i = 0; i < count; ++i)
+    if (isa == lanes[i]->name) return lanes[i];
+  return isa.empty() ? lanes[0] : lanes[count - 1];
+}
+
+}  // namespace
+
+Geometry::Geometry(int height, int width, int margin) : height(height), width(width), margin(margin) {
+  pitch = width + margin;
+  const std::int64_t reach = rounded(margin * pitch + margin, 64) + 64;
+  front = reach;
+  words = (front + rounded(flat(), 64) + reach) / 64 + 2 * widest_block;
+}
+
+Program::Program(int threads, const std::string& isa)
+    : core_(pick_core(isa)), lanes_(pick_lanes(isa)), pool_(std::max(threads, 1)) {}
+
+Program::~Program() = default;
+
+int Program::add(Value value) {
+  if (finished_) throw std::logic_error("the program is finished");
+  values_.push_back(std::move(value));
+  return static_cast<int>(values_.size()) - 1;
+}
+
+int Program::floats(int channels, int height, int width, int margin) {
+  Value value;
+  value.channels = channels;
+  value.geometry = Geometry(height, width, margin);
+  return add(std::move(value));
+}
+
+int Program::input(int channels, int height, int width, int margin) {
+  inputs_.push_back(floats(channels, height, width, margin));
+  return inputs_.back();
+}
+
+int Program::codes(int channels, int height, int width, int margin, const Codes& codes) {
+  Value value;
+  value.is_codes = true;
+  value.channels = channels;
+  value.geometry = Geometry(height, width, margin);
+  value.codes = codes;
+  return add(std::move(value));
+}
+
+void Program::output(int value) { outputs_.push_back(value); }
+
+void Program::convolve(Convolution convolution) {
+  operations_.push_back(make_convolution(*this, std::move(convolution), *core_, *lanes_, pool_.size()));
+}
+
+void Program::map(int input, std::vector<Step> steps) {
+  operations_.push_back(make_map(*this, input, std::move(steps), *lanes_));
+}
+
+void Program::subsample(int input, int output, int stride) {
+  operations_.push_back(make_subsample(*this, input, output, stride));
+}
+
+void Program::finish() {
+  if (finished_) return;
+  finished_ = true;
+  const Layout layout = lay_out(*this, operations_);
+  std::size_t scratch = 0, shared = 0;
+  for (const auto& operation : operations_) {
+    scratch = std::max(scratch, operation->scratch());
+    shared = std::max(shared, operation->shared());
+  }
+  for (int i = 0; i < pool_.size(); ++i) workers_.push_back(std::make_unique<Worker>(*this, layout, scratch, shared));
+}
+
+std::size_t Program::workspace() const {
+  std::size_t bytes = 0;
+  for (const auto& worker : workers_) bytes += worker->bytes();
+  return bytes;
+}
+
+void Program::run_image(Worker& worker, const std::vector<const float*>& inputs, const std::vector<float*>& outputs,
+                        int image, Pool* pool) {
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    const Value& v = value(inputs_[i]);
+    const Geometry& g = v.geometry;
+    const std::size_t plane = static_cast<std::size_t>(g.height) * g.width;
+    const float* source = inputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
+    for (int c = 0; c < v.channels; ++c)
+      for (int y = 0; y < g.height; ++y)
+        std::memcpy(worker.floats(inputs_[i], c) + y * g.pitch, source + c * plane + y * g.width,
+                    sizeof(float) * g.width);
+  }
+  Context context{worker, workers_, pool};
+  for (const auto& operation : operations_) operation->run(context);
+  for (std::size_t i = 0; i < outputs_.size(); ++i) {
+    const Value& v = value(outputs_[i]);
+    const Geometry& g = v.geometry;
+    const std::size_t plane = static_cast<std::size_t>(g.height) * g.width;
+    float* target = outputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
+    for (int c = 0; c < v.channels; ++c)
+      for (int y = 0; y < g.height; ++y)
+        std::memcpy(target + c * plane + y * g.width, worker.floats(outputs_[i], c) + y * g.pitch,
+                    sizeof(float) * g.width);
+  }
+}
+
+void Program::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images) {
+  if (!finished_) throw std::logic_error("finish() comes before run()");
+  if (images >= pool_.size()) {
+    pool_.each(images, [&](int image, int worker) { run_image(*workers_[worker], inputs, outputs, image, nullptr); });
+    return;
+  }
+  for (int image = 0; image < images; ++image) run_image(*workers_[0], inputs, outputs, image, &pool_);
+}
+
+void Program::read_codes(int index, std::int32_t* numbers) const {
+  const Value& v = value(index);
+  const Geometry& g = v.geometry;
+  for (int c = 0; c < v.channels; ++c)
+    for (int y = 0; y < g.height; ++y)
+      for (int x = 0; x < g.width; ++x) {
+        const std::int64_t at = g.front + y * g.pitch + x;
+        int u = 0;
+        for (int j = 0; j < v.codes.bits; ++j)
+          u |= static_cast<int>((workers_[0]->plane(index, c, j)[at / 64] >> (at % 64)) & 1) << j;
+        *numbers++ = v.codes.step * u + v.codes.low;
+      }
+}
+
+std::string Program::describe() const {
+  std::string text = std::string(core_->name) + " / " + lanes_->name + "\n";
+  for (const auto& operation : operations_) text += operation->describe() + "\n";
+  return text;
+}
+
+}  // namespace lowbit

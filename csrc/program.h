@@ -1,0 +1,113 @@
+// A network, or a part of one, as a list of operations on bit planes and floats; runs image by image.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bitcore.h"
+#include "lanes.h"
+#include "pool.h"
+
+namespace lowbit {
+
+// Where the positions of an H × W map lie in a row of bits or floats. Rows follow each other at a pitch of W + margin:
+// the margin after a row is also the margin before the next, so that a tap of a convolution is one shift. Position
+// (0, 0) is at `front`, a multiple of 64; bits before it and after the last row are padding.
+struct Geometry {
+  int height = 0, width = 0, margin = 0;
+  std::int64_t pitch = 0, front = 0, words = 0;  // words: 64-bit words of one plane, padding included
+
+  Geometry() = default;
+  Geometry(int height, int width, int margin);
+  std::int64_t flat() const { return height * pitch; }          // positions, the margins between rows included
+  int groups() const { return static_cast<int>((flat() + 63) / 64); }  // 64-position groups
+  bool operator==(const Geometry& other) const {
+    return height == other.height && width == other.width && margin == other.margin;
+  }
+};
+
+enum class StepKind : int { multiply, add, add_value, relu, store, quantize };
+
+// One step of an epilogue, applied to the rows of a map in the order given.
+struct Step {
+  StepKind kind;
+  std::vector<float> factors;  // per channel, for multiply and add
+  int value = -1;              // of add_value, store and quantize
+};
+
+struct Codes {  // what the bit planes of a value stand for: n = step·u + low, u = 0 … 2^bits − 1
+  int bits = 1, low = 0, step = 1;
+  int pad = 0;          // the u that stands for 0; where there is none, 0
+  bool has_zero = true;  // whether one stands for 0
+  Quantizer quantizer;
+};
+
+struct Value {
+  bool is_codes = false;
+  int channels = 0;
+  Geometry geometry;
+  Codes codes;
+};
+
+struct Convolution {
+  int input = -1;
+  int out_channels = 0, kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1,
+      dilation_w = 1, groups = 1;
+  int weight_low = -1, weight_step = 2, weight_bits = 1;  // n_w = low + step·t, t = 0 … 2^bits − 1
+  std::vector<std::int8_t> weights;                        // t, [out][in / groups][kh][kw]
+  std::vector<Step> steps;                                 // either these ...
+  std::vector<std::int32_t> thresholds;                    // ... or ascending thresholds, [out][2^bits − 1]:
+  std::vector<std::uint8_t> falling;                       // u = number of them ≤ N, or 2^bits − 1 less that number,
+  int output = -1;                                         // written to this value
+};
+
+class Operation;
+struct Worker;
+
+class Program {
+ public:
+  Program(int threads, const std::string& isa);
+  ~Program();
+
+  int input(int channels, int height, int width, int margin);
+  int codes(int channels, int height, int width, int margin, const Codes& codes);
+  int floats(int channels, int height, int width, int margin);
+  void convolve(Convolution convolution);
+  void map(int input, std::vector<Step> steps);
+  void subsample(int input, int output, int stride);  // channels beyond the input's are 0
+  void output(int value);
+  void finish();
+
+  // inputs and outputs: contiguous [images][channels][height][width] each, in the order they were declared.
+  void run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images);
+
+  // The codes' numbers n of the last image that worker 0 ran, [channels][height][width].
+  void read_codes(int value, std::int32_t* numbers) const;
+
+  const Value& value(int index) const { return values_[static_cast<std::size_t>(index)]; }
+  int value_count() const { return static_cast<int>(values_.size()); }
+  const std::vector<int>& inputs() const { return inputs_; }
+  const std::vector<int>& outputs() const { return outputs_; }
+  std::size_t workspace() const;
+  std::string describe() const;
+
+ private:
+  friend struct Worker;
+  int add(Value value);
+  void run_image(Worker& worker, const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int image,
+                 Pool* pool);
+
+  const BitCore* core_;
+  const LaneOps* lanes_;
+  Pool pool_;
+  std::vector<Value> values_;
+  std::vector<int> inputs_, outputs_;
+  std::vector<std::unique_ptr<Operation>> operations_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  bool finished_ = false;
+};
+
+}  // namespace lowbit
