@@ -13,6 +13,7 @@ struct Avx2 {
   static constexpr int kLog = 5;
   static constexpr int kUpper = 2;
   static constexpr int kWideBlock = 12;
+  static constexpr int kFewRowsBlock = 12;
   static constexpr int kCounterBytes = 192 << 10;
 
   static LOWBIT_INLINE Reg load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

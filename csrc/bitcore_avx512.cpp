@@ -30,12 +30,16 @@ struct Avx512 {
   static constexpr int kLog = 6;
   static constexpr int kUpper = 0;
 #ifndef WIDE_BLOCK
-#define WIDE_BLOCK 6
+#define WIDE_BLOCK 8
+#endif
+#ifndef FEW_BLOCK
+#define FEW_BLOCK 4
 #endif
 #ifndef COUNTER_KB
 #define COUNTER_KB 384
 #endif
   static constexpr int kWideBlock = WIDE_BLOCK;
+  static constexpr int kFewRowsBlock = FEW_BLOCK;
   static constexpr int kCounterBytes = COUNTER_KB << 10;
 
   static LOWBIT_INLINE Reg load(const void* p) { return _mm512_loadu_si512(p); }
@@ -129,7 +133,8 @@ struct NarrowForm {
 #ifndef FIELDS
 #define FIELDS 2
 #endif
-  static constexpr int kBlock = NARROW_BLOCK;
+  static constexpr int kMostEights = NARROW_BLOCK;
+  static LOWBIT_INLINE int most_eights(int) { return kMostEights; }
   static constexpr int kTableBytes = 64;  // eight words: one register, and the lookup is a permutation
 
   // Choices of eight rows, 64 bytes for sixteen pairs: byte j of word r holds row r's choices 2j and 2j + 1. Loading from
@@ -186,14 +191,14 @@ struct NarrowForm {
   };
 
   static size_t packed_size(int M, int K) {
-    const Pairs pairs(K, kBlock);
+    const Pairs pairs(K, kMostEights);
     size_t bytes = 0;
     for (int b = 0; b < pairs.blocks; ++b) bytes += row_bytes(pairs.eights_of(b), pairs.is_last(b));
     return size_t(ceil_div(M, 8)) * bytes + 64;  // loads of the last choices reach beyond them
   }
 
   static void pack(const uint8_t* bits, int M, int K, uint8_t* packed) {
-    const Pairs pairs(K, kBlock);
+    const Pairs pairs(K, kMostEights);
     memset(packed, 0, packed_size(M, K));
     for (int m = 0; m < M; ++m) {
       RowChoices choices(bits + size_t(m) * K, K);
@@ -210,9 +215,7 @@ struct NarrowForm {
     }
   }
 
-  static size_t scratch_size(int, int K, int) {
-    return size_t(8 * smaller(Pairs(K, kBlock).eights, kBlock) + 1) * kTableBytes;
-  }
+  static size_t scratch_size(int M, int K, int depth) { return scratch_bytes<V, NarrowForm>(ceil_div(M, 8), K, depth); }
 
   static void add(const uint64_t* planes, int K, const uint8_t* packed, int M, int shift, int depth, uint64_t* counters,
                   void* scratch) {

@@ -44,11 +44,14 @@ LOWBIT_INLINE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 struct Pairs {
   int first;   // the first plane that belongs to a pair
   int eights;  // in all
-  int block;   // eights of a full block
+  int block;   // eights of every block but the last
   int blocks;  // at least one, perhaps empty: the last one also adds the parity
 
-  LOWBIT_INLINE Pairs(int K, int block_eights)
-      : first(K & 1), eights(ceil_div(K / 2, 8)), block(block_eights), blocks(eights > block ? ceil_div(eights, block) : 1) {}
+  LOWBIT_INLINE Pairs(int K, int most)
+      : first(K & 1), eights(ceil_div(K / 2, 8)), block(eights), blocks(eights > most ? ceil_div(eights, most) : 1) {
+    block = ceil_div(eights, blocks);
+    if (block > 0 && blocks > 1) blocks = ceil_div(eights, block);
+  }
   LOWBIT_INLINE int eights_of(int b) const { return smaller(block, eights - b * block); }
   LOWBIT_INLINE bool is_last(int b) const { return b == blocks - 1; }
 };
@@ -94,35 +97,43 @@ LOWBIT_INLINE typename V::Reg add_full(typename V::Reg* level, const Lookup& loo
   }
 }
 
-// The same for Count < 2^Log carries, a positive multiple of 8; also returns the carry into level Log + 1.
+// The same for Count ≤ 2^Log carries, a positive multiple of 8; also returns the carry into level Log + 1.
 template <class V, int Log, int Count, class Lookup>
-LOWBIT_INLINE typename V::Reg add_rest(typename V::Reg* level, const Lookup& lookup, int first) {
+LOWBIT_INLINE typename V::Reg add_some(typename V::Reg* level, const Lookup& lookup, int first) {
   constexpr int kPart = 1 << (Log - 1);
-  static_assert(Count > 0 && Count < 2 * kPart && Count % 8 == 0, "");
-  if constexpr (Count < kPart) {
-    return half_add<V>(level[Log], add_rest<V, Log - 1, Count>(level, lookup, first));
+  static_assert(Count > 0 && Count <= 2 * kPart && Count % 8 == 0, "");
+  if constexpr (Count == 2 * kPart) {
+    return add_full<V, Log>(level, lookup, first);
+  } else if constexpr (Count < kPart) {
+    return half_add<V>(level[Log], add_some<V, Log - 1, Count>(level, lookup, first));
   } else {
     const typename V::Reg part = add_full<V, Log - 1>(level, lookup, first);
     if constexpr (Count == kPart) {
       return half_add<V>(level[Log], part);
     } else {
-      return V::add(level[Log], part, add_rest<V, Log - 1, Count - kPart>(level, lookup, first + kPart));
+      return V::add(level[Log], part, add_some<V, Log - 1, Count - kPart>(level, lookup, first + kPart));
     }
   }
 }
 
-// Where a row's (or, narrow, eight rows') counter lies: plane p of it at start + p · stride words.
+// Where a row's (or, narrow, eight rows') counter lies: plane p of it at start + p · kPlaneStride words. Carries out of the
+// planes that a block works on wait in pairs, as in a binary counter of the blocks: bit q of `blocks` says that one waits
+// at waiting + q · waiting_stride for its partner. So a block touches two of the upper planes on average, not all of them.
 struct Counter {
   uint64_t* start;
   int planes;
+  int blocks;  // that were added before this one
+  int ready;   // for how many of the lowest upper planes a carry waits
+  uint64_t* waiting;
+  size_t waiting_stride;
 };
 
-// Adds one block to one row: `chunks` times 2^kLog carries and Rest < 2^kLog more, and with Last the parity.
+// Adds one block to one row: `chunks` times 2^kLog carries and Rest more, and with Last the parity and all that waits.
 //
 // The tree adds straight into the counter's low planes, held in registers; kUpper planes above them take the carries of
-// up to 2^kUpper chunks, so that only one carry is left in the end to be handed up to the top, through memory.
+// up to 2^kUpper chunks, so that only one carry is left in the end to be handed up.
 template <class V, int Rest, bool Last, class Lookup>
-LOWBIT_INLINE void add_block(Lookup lookup, int chunks, Counter counter) {
+LOWBIT_INLINE void add_block(Lookup lookup, int chunks, const Counter& counter) {
   using Reg = typename V::Reg;
   constexpr int kTop = V::kLog + V::kUpper;
   constexpr int kStride = V::kPlaneStride;
@@ -136,47 +147,63 @@ LOWBIT_INLINE void add_block(Lookup lookup, int chunks, Counter counter) {
     for (int l = V::kLog + 1; l <= kTop; ++l) carry = half_add<V>(level[l], carry);
     over = V::or_(over, carry);
   };
-  for (; chunks > 0; --chunks) {
-    hand_up(add_full<V, V::kLog>(level, lookup, 0));
-    lookup.advance(1 << V::kLog);
+  if constexpr (V::kUpper > 0) {
+    for (; chunks > 0; --chunks) {
+      hand_up(add_full<V, V::kLog>(level, lookup, 0));
+      lookup.advance(1 << V::kLog);
+    }
   }
   if constexpr (Rest > 0) {
-    hand_up(add_rest<V, V::kLog, Rest>(level, lookup, 0));
+    hand_up(add_some<V, V::kLog, Rest>(level, lookup, 0));
     lookup.advance(Rest);
   }
 
-  int top = kTop + 1;
+  Reg carry = V::zero();
   if constexpr (Last) {
     Reg low = V::load(counter.start);
-    Reg carry = half_add<V>(low, lookup.parity());
+    carry = half_add<V>(low, lookup.parity());
     V::store(counter.start, low);
 #pragma GCC unroll 16
     for (int l = 1; l <= kTop; ++l) carry = half_add<V>(level[l], carry);
-    if (top < counter.planes) {
-      Reg plane = V::load(counter.start + top * kStride);
-      over = V::add(plane, over, carry);
-      V::store(counter.start + top * kStride, plane);
-      ++top;
-    }
   }
 #pragma GCC unroll 16
   for (int l = 1; l <= kTop; ++l) V::store(counter.start + l * kStride, level[l]);
-  for (; top < counter.planes; ++top) {
-    Reg plane = V::load(counter.start + top * kStride);
-    over = half_add<V>(plane, over);
-    V::store(counter.start + top * kStride, plane);
+
+  uint64_t* upper = counter.start + (kTop + 1) * kStride;
+  uint64_t* waiting = counter.waiting;
+  for (int q = 0; q < counter.ready; ++q, upper += kStride, waiting += counter.waiting_stride) {
+    Reg plane = V::load(upper);
+    over = V::add(plane, over, V::load(waiting));
+    V::store(upper, plane);
+  }
+  if constexpr (!Last) {
+    V::store(waiting, over);
+  } else {
+    upper = counter.start + (kTop + 1) * kStride;
+    waiting = counter.waiting;
+    for (int q = 0; q < counter.planes - (kTop + 1); ++q, upper += kStride, waiting += counter.waiting_stride) {
+      Reg plane = V::load(upper);
+      if (q == counter.ready) {
+        carry = V::add(plane, carry, over);
+      } else if (q > counter.ready && (counter.blocks >> q & 1)) {
+        carry = V::add(plane, carry, V::load(waiting));
+      } else {
+        carry = half_add<V>(plane, carry);
+      }
+      V::store(upper, plane);
+    }
   }
 }
 
 // A counter with fewer planes than add_block holds in registers goes through a copy of its own.
 template <class V, int Rest, bool Last, class Lookup>
-LOWBIT_INLINE void add_block_shallow(const Lookup& lookup, int chunks, Counter counter) {
+LOWBIT_INLINE void add_block_shallow(const Lookup& lookup, int chunks, const Counter& counter) {
   constexpr int kPlanes = V::kLog + V::kUpper + 1, kStride = V::kPlaneStride;
   alignas(64) uint64_t copy[kPlanes * kStride];
   for (int l = 0; l < kPlanes; ++l) {
     V::store(copy + l * kStride, l < counter.planes ? V::load(counter.start + l * kStride) : V::zero());
   }
-  add_block<V, Rest, Last>(lookup, chunks, Counter{copy, kPlanes});
+  add_block<V, Rest, Last>(lookup, chunks, Counter{copy, kPlanes, 0, 0, counter.waiting, 0});
   for (int l = 0; l < counter.planes; ++l) V::store(counter.start + l * kStride, V::load(copy + l * kStride));
 }
 
@@ -192,26 +219,36 @@ struct BlockOfRows {
   uint64_t* counters;  // of the first row, plane `shift`
   size_t row_words;    // from one row's counter to the next
   int planes;          // of a counter, from plane `shift` up
+  int blocks;          // that were added before
+  uint64_t* waiting;   // of the first row
+  size_t waiting_stride;
 };
 
 template <class V, class Lookup, int Rest, bool Last>
-void add_rows(const BlockOfRows& b) {
+void add_rows(const BlockOfRows& work) {
+  // Copies, for the stores to counters might alter what `work` refers to.
+  const BlockOfRows b = work;
   const uint8_t* choices = b.choices;
-  uint64_t* counter = b.counters;
-  if (b.planes > V::kLog + V::kUpper) {
-    for (int row = 0; row < b.rows; ++row, choices += b.row_bytes, counter += b.row_words) {
-      add_block<V, Rest, Last>(Lookup{b.tables, choices}, b.chunks, Counter{counter, b.planes});
+  int ready = 0;
+  while ((b.blocks >> ready & 1) && ready < b.planes - (V::kLog + V::kUpper + 1)) ++ready;
+  Counter counter{b.counters, b.planes, b.blocks, ready, b.waiting, b.waiting_stride};
+  const bool deep = b.planes > V::kLog + V::kUpper;
+  for (int row = 0; row < b.rows; ++row) {
+    const Lookup lookup{b.tables, choices};
+    if (deep) {
+      add_block<V, Rest, Last>(lookup, b.chunks, counter);
+    } else {
+      add_block_shallow<V, Rest, Last>(lookup, b.chunks, counter);
     }
-  } else {
-    for (int row = 0; row < b.rows; ++row, choices += b.row_bytes, counter += b.row_words) {
-      add_block_shallow<V, Rest, Last>(Lookup{b.tables, choices}, b.chunks, Counter{counter, b.planes});
-    }
+    choices += b.row_bytes;
+    counter.start += b.row_words;
+    counter.waiting += V::kPlaneStride;
   }
 }
 
 template <class V, class Lookup, bool Last, int Rest = 0>
 LOWBIT_INLINE void add_rows_any(const BlockOfRows& b, int rest) {
-  if constexpr (Rest < (1 << V::kLog)) {
+  if constexpr (Rest < (1 << V::kLog) + (V::kUpper == 0)) {
     if (rest == Rest) {
       add_rows<V, Lookup, Rest, Last>(b);
     } else {
@@ -220,17 +257,42 @@ LOWBIT_INLINE void add_rows_any(const BlockOfRows& b, int rest) {
   }
 }
 
-// counters += 2^shift · Σ. Form::row_bytes(eights, last): bytes of a row's choices in a block.
+// How many rows (of vectors) to take through all blocks at a time: their counters should survive in the L2 cache from one
+// block to the next.
+template <class V>
+LOWBIT_INLINE int portion_of_rows(int rows, int depth) {
+  const int some = V::kCounterBytes / (depth * V::kPlaneStride * int(sizeof(uint64_t)));
+  return smaller(rows, some < 64 ? 64 : some);
+}
+
+LOWBIT_INLINE int bit_length(int x) {
+  int length = 0;
+  for (; x > 0; x >>= 1) ++length;
+  return length;
+}
+
+// Scratch: the tables of a block and of the parity, then what waits of a portion of rows.
+template <class V, class Form>
+LOWBIT_INLINE size_t table_bytes(const Pairs& pairs) {
+  return size_t(8 * smaller(pairs.eights, pairs.block) + 1) * Form::kTableBytes;
+}
+template <class V, class Form>
+LOWBIT_INLINE size_t scratch_bytes(int rows, int K, int depth) {
+  const Pairs pairs(K, Form::most_eights(rows));
+  const size_t waiting = size_t(portion_of_rows<V>(rows, depth)) * bit_length(pairs.blocks - 1);
+  return table_bytes<V, Form>(pairs) + waiting * V::kPlaneStride * sizeof(uint64_t);
+}
+
+// counters += 2^shift · Σ. Form::row_bytes(eights, last) is the size of a row's choices in a block.
 template <class V, class Form>
 LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* packed, int rows, int shift, int depth,
                                uint64_t* counters, void* scratch) {
   if (K <= 0) return;
-  const Pairs pairs(K, Form::kBlock);
+  const Pairs pairs(K, Form::most_eights(rows));
   const size_t row_words = size_t(depth) * V::kPlaneStride;
-  // The counters of the rows in hand should survive in the L2 cache from one block to the next.
-  const int some = int(size_t(V::kCounterBytes) / (row_words * sizeof(uint64_t))) & ~7;
-  const int portion = some < 64 ? 64 : some;
+  const int portion = portion_of_rows<V>(rows, depth);
   uint8_t* const tables = static_cast<uint8_t*>(scratch);
+  uint64_t* const waiting = reinterpret_cast<uint64_t*>(tables + table_bytes<V, Form>(pairs));
   for (int row = 0; row < rows; row += portion) {
     typename Form::Chain chain(planes, K);
     const uint8_t* block = packed;
@@ -240,15 +302,19 @@ LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* pac
       chain.tabulate(tables, count);
       if (last) chain.tabulate_parity(tables + size_t(count) * Form::kTableBytes);
       const size_t row_bytes = Form::row_bytes(eights, last);
+      // Without upper planes a block is no more than what add_rows is compiled for.
+      const int chunks = V::kUpper > 0 ? count >> V::kLog : 0, rest = count - (chunks << V::kLog);
       const BlockOfRows work{tables,
                              block + size_t(row) * row_bytes,
                              row_bytes,
-                             count >> V::kLog,
+                             chunks,
                              smaller(portion, rows - row),
                              counters + size_t(row) * row_words + size_t(shift) * V::kPlaneStride,
                              row_words,
-                             depth - shift};
-      const int rest = count & ((1 << V::kLog) - 1);
+                             depth - shift,
+                             b,
+                             waiting,
+                             size_t(portion) * V::kPlaneStride};
       if (last) {
         add_rows_any<V, typename Form::Lookup, true>(work, rest);
       } else {
@@ -264,12 +330,13 @@ LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* pac
 template <class V>
 struct WideForm {
   using Reg = typename V::Reg;
-  static constexpr int kBlock = V::kWideBlock;
   static constexpr int kEntry = 8 * V::kWords;
   static constexpr int kTableBytes = 8 * kEntry;
   // A choice is stored as a byte that becomes an address by the largest scale that the processor's loads offer.
   static constexpr int kChoice = kEntry / V::kScale;
 
+  // Few rows do not repay tables that other data must leave the L1 cache for.
+  static LOWBIT_INLINE int most_eights(int rows) { return rows < 96 ? V::kFewRowsBlock : V::kWideBlock; }
   static LOWBIT_INLINE size_t row_bytes(int eights, bool last) { return size_t(8 * eights + last); }
 
   struct Lookup {
@@ -310,12 +377,12 @@ struct WideForm {
   };
 
   static size_t packed_size(int M, int K) {
-    const Pairs pairs(K, kBlock);
+    const Pairs pairs(K, most_eights(M));
     return size_t(M) * row_bytes(pairs.eights, true);
   }
 
   static void pack(const uint8_t* bits, int M, int K, uint8_t* packed) {
-    const Pairs pairs(K, kBlock);
+    const Pairs pairs(K, most_eights(M));
     for (int m = 0; m < M; ++m) {
       RowChoices choices(bits + size_t(m) * K, K);
       uint8_t* block = packed;
@@ -329,9 +396,7 @@ struct WideForm {
     }
   }
 
-  static size_t scratch_size(int, int K, int) {
-    return size_t(8 * smaller(Pairs(K, kBlock).eights, kBlock) + 1) * kTableBytes;
-  }
+  static size_t scratch_size(int M, int K, int depth) { return scratch_bytes<V, WideForm>(M, K, depth); }
 
   static void add(const uint64_t* planes, int K, const uint8_t* packed, int M, int shift, int depth, uint64_t* counters,
                   void* scratch) {

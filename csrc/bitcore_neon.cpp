@@ -15,6 +15,7 @@ struct Neon {
   static constexpr int kLog = 6;
   static constexpr int kUpper = 2;
   static constexpr int kWideBlock = 20;
+  static constexpr int kFewRowsBlock = 20;
   static constexpr int kCounterBytes = 192 << 10;
 
   static LOWBIT_INLINE Reg load(const void* p) { return vreinterpretq_u64_u8(vld1q_u8(static_cast<const uint8_t*>(p))); }

@@ -12,6 +12,7 @@ struct Pair {
   static constexpr int kLog = 5;
   static constexpr int kUpper = 2;
   static constexpr int kWideBlock = 12;
+  static constexpr int kFewRowsBlock = 12;
   static constexpr int kCounterBytes = 192 << 10;
 
   static LOWBIT_INLINE Reg load(const void* p) {

@@ -1,4 +1,7 @@
 // Byte products with AVX-512 VNNI (vpdpbusd: four products and their sum, without saturation).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms in GCC's own immintrin.h
+#endif
 #include <immintrin.h>
 
 #include "bytecore_impl.h"
@@ -9,10 +12,9 @@ namespace {
 struct Vnni {
   using Int = __m512i;
   static constexpr int lanes = 16;
-#ifndef R4
-#define R4 6
-#endif
-  static constexpr int rows4 = R4, rows3 = 8, rows2 = 12;
+  // Rows of a tile of 4, 3 and at most 2 vectors: 24 sums in registers, more than the two multipliers need.
+  static constexpr int rows4 = 6, rows3 = 8, rows2 = 12;
+
   static Int zero() { return _mm512_setzero_si512(); }
   static Int load(const void* p) { return _mm512_loadu_si512(p); }
   static Int load_some(const void* p, int n) { return _mm512_maskz_loadu_epi32(first(n), p); }
@@ -26,27 +28,17 @@ struct Vnni {
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 };
 
-using Pack = Packing<Vnni::lanes>;
-
 void gemm(const std::uint8_t* a, std::size_t lda, int M, const std::uint8_t* packed, int K, int N, std::int32_t* c,
           std::size_t ldc) {
-  constexpr int width = kGroup * Vnni::lanes;
-#ifdef BLOCKENV
-  extern int g_block;
-  const int block = g_block;
-#else
-  constexpr int block = 96;
-#endif
-  if (M <= 0) return;
-  for (int n = 0; n < N; n += width) {
-    group_product<Fused<Vnni>, Vnni::lanes>(a, lda, M, packed + Pack::group_offset(K, N, n / width),
-                                            N - n < width ? N - n : width, ceil_div(K, 4), block, c + n, ldc);
-  }
+  product<Vnni::lanes>(a, lda, M, packed, K, N, c, ldc, [](const TileArguments& t, int rows, int vectors, std::int32_t) {
+    all_rows<Fused<Vnni>>(t, rows, vectors);
+  });
 }
+
+using Pack = Packing<Vnni::lanes>;
 
 }  // namespace
 
-extern const ByteCore byte_core_avx512vnni;
-const ByteCore byte_core_avx512vnni = {"avx512vnni", Pack::packed_size, Pack::pack, Pack::row_size, gemm};
+const ByteCore avx512vnni_byte_core = {"avx512vnni", Pack::packed_size, Pack::pack, Pack::row_size, gemm};
 
 }  // namespace lowbit

@@ -1,4 +1,4 @@
-// The frame that the byte cores of x86 share: packing, tiling and the three ways of multiplying.
+// The byte cores, and the frame that those of x86 share: packing, tiling and the three ways of multiplying.
 //
 // Everything here is in an anonymous namespace on purpose: each instruction set must get a copy compiled for itself, and
 // the linker must never choose one of these copies for a file that runs on older processors.
@@ -11,6 +11,14 @@
 #include "bytecore.h"
 
 namespace lowbit {
+
+extern const ByteCore avx512vnni_byte_core;
+extern const ByteCore avx512_byte_core;
+extern const ByteCore avx2_byte_core;
+extern const ByteCore neondot_byte_core;
+extern const ByteCore neon_byte_core;
+extern const ByteCore portable_byte_core;
+
 namespace {
 
 constexpr int kGroup = 4;  // vectors of columns that a tile covers
@@ -154,6 +162,8 @@ struct Fused {
     const std::uint8_t* a = t.a;
     const std::uint8_t* b = t.b;
     const std::size_t lda = t.lda;
+    // Unrolled: one quad per turn leaves a sixth of the multipliers' time unused.
+#pragma GCC unroll 4
     for (int quad = 0; quad < t.quads; ++quad, a += 4, b += Vectors * V::lanes * 4) {
       Int weights[Vectors];
 #pragma GCC unroll 4
@@ -261,7 +271,7 @@ inline void one_tile(const TileArguments& t, int rows) {
 }
 
 template <class Method, int Vectors>
-inline void group_rows(TileArguments t, int M) {
+__attribute__((noinline)) void all_rows(TileArguments t, int M) {
   constexpr int largest = Method::rows(Vectors);
   // Tiles of nearly equal height: a last tile of one row would leave the multipliers waiting for each other.
   const int tiles = ceil_div(M, largest);
@@ -270,35 +280,80 @@ inline void group_rows(TileArguments t, int M) {
   for (int i = 0; i < tiles; ++i) {
     const int rows = height + (i < taller ? 1 : 0);
     one_tile<Method, Vectors, largest>(t, rows);
-    t.a += rows * t.lda;
-    t.c += rows * t.ldc;
+    t.a += static_cast<std::size_t>(rows) * t.lda;
+    t.c += static_cast<std::size_t>(rows) * t.ldc;
   }
 }
 
-// `block` quads of K at a time, so that the part of the group in use stays in the first-level cache.
-template <class Method, int Lanes>
-inline void group_product(const std::uint8_t* a, std::size_t lda, int M, const std::uint8_t* group, int columns, int quads,
-                          int block, std::int32_t* c, std::size_t ldc) {
-  const int vectors = ceil_div(columns, Lanes);
-  const int blocks = quads > 0 ? ceil_div(quads, block) : 1;
-  int from = 0;
-  for (int i = 0; i < blocks; ++i) {
-    const int to = static_cast<int>(static_cast<std::int64_t>(quads) * (i + 1) / blocks);
-    const TileArguments t{a + 4 * static_cast<std::size_t>(from),
-                          lda,
-                          group + static_cast<std::size_t>(from) * vectors * Lanes * 4,
-                          to - from,
-                          c,
-                          ldc,
-                          columns,
-                          i > 0};
-    switch (vectors) {
-      case 1: group_rows<Method, 1>(t, M); break;
-      case 2: group_rows<Method, 2>(t, M); break;
-      case 3: group_rows<Method, 3>(t, M); break;
-      default: group_rows<Method, 4>(t, M); break;
+template <class Method>
+inline void all_rows(const TileArguments& t, int M, int vectors) {
+  switch (vectors) {
+    case 1: all_rows<Method, 1>(t, M); break;
+    case 2: all_rows<Method, 2>(t, M); break;
+    case 3: all_rows<Method, 3>(t, M); break;
+    default: all_rows<Method, kGroup>(t, M); break;
+  }
+}
+
+// Runs `group(first row, rows, quads from, quads to)` over blocks: as many rows of A as stay in the second-level cache
+// while all groups of columns pass by, and quads of K only where a group of B alone would not fit there. (Blocking for
+// the first-level cache costs more in repeated sums than it gains: the second level keeps up.)
+constexpr int kBlockBytes = 192 * 1024;  // of A
+constexpr int kBlockQuads = 1536;
+
+template <class Group>
+inline void blocked(int M, int K, int groups, Group group) {
+  const int quads = ceil_div(K, 4);
+  const int k_blocks = quads > kBlockQuads ? ceil_div(quads, kBlockQuads) : 1;
+  const int block_quads = ceil_div(quads, k_blocks);
+  const int fitting = kBlockBytes / (4 * (block_quads > 0 ? block_quads : 1));
+  const int m_blocks = ceil_div(M, fitting > 24 ? fitting : 24);
+  for (int i = 0; i < m_blocks; ++i) {
+    const int row = static_cast<int>(static_cast<std::int64_t>(M) * i / m_blocks);
+    const int rows = static_cast<int>(static_cast<std::int64_t>(M) * (i + 1) / m_blocks) - row;
+    for (int n = 0; n < groups; ++n) {
+      for (int k = 0; k < k_blocks; ++k) {
+        const int from = k * block_quads < quads ? k * block_quads : quads;
+        const int to = from + block_quads < quads ? from + block_quads : quads;
+        group(n, row, rows, from, to);
+      }
     }
-    from = to;
+  }
+}
+
+// A whole product; `run(tile arguments, rows, vectors, bound of the group)` chooses the method.
+template <int Lanes, class Run>
+inline void product(const std::uint8_t* a, std::size_t lda, int M, const std::uint8_t* packed, int K, int N,
+                    std::int32_t* c, std::size_t ldc, Run run) {
+  constexpr int width = kGroup * Lanes;
+  using Pack = Packing<Lanes>;
+  blocked(M, K, ceil_div(N, width), [&](int group, int row, int rows, int from, int to) {
+    const int columns = N - group * width < width ? N - group * width : width;
+    const int vectors = ceil_div(columns, Lanes);
+    const TileArguments t{
+        a + static_cast<std::size_t>(row) * lda + 4 * static_cast<std::size_t>(from),
+        lda,
+        packed + Pack::group_offset(K, N, group) + static_cast<std::size_t>(from) * vectors * Lanes * 4,
+        to - from,
+        c + static_cast<std::size_t>(row) * ldc + static_cast<std::size_t>(group) * width,
+        ldc,
+        columns,
+        from > 0};
+    run(t, rows, vectors, Pack::bound(packed, group));
+  });
+}
+
+// For `product`, on processors without vpdpbusd: 32767 = 255 · 128 + 127.
+template <class V>
+inline void run_by_bound(const TileArguments& t, int rows, int vectors, std::int32_t bound) {
+  if (bound <= 32) {
+    all_rows<Chained<V, 4>>(t, rows, vectors);
+  } else if (bound <= 64) {
+    all_rows<Chained<V, 2>>(t, rows, vectors);
+  } else if (bound <= 128) {
+    all_rows<Chained<V, 1>>(t, rows, vectors);
+  } else {
+    all_rows<Widened<V>>(t, rows, vectors);
   }
 }
 

@@ -71,8 +71,8 @@ class Conv final : public Operation {
         core_(core),
         lanes_(lanes),
         in_(program.value(c_.input)),
-        out_(geometry_of_result()),
-        steps_(program, c_.steps, out_, lanes) {
+        out_(geometry_of_result(program, c_)),
+        steps_(program, c_.steps, out_) {
     check();
     inputs_ = in_.channels / c_.groups;
     outputs_ = c_.out_channels / c_.groups;
@@ -101,7 +101,7 @@ class Conv final : public Operation {
   }
 
   std::size_t scratch() const override {
-    return planes_bytes() + 2 * counters_bytes() + core_scratch() + codes_bytes() + 2 * sums_bytes() + 64;
+    return planes_bytes() + 2 * counters_bytes() + core_scratch() + codes_bytes() + sums_bytes() + 64;
   }
   std::size_t shared() const override {
     if (direct_) return 0;
@@ -117,35 +117,14 @@ class Conv final : public Operation {
     return steps_.writes();
   }
   std::string describe() const override {
-    return "convolution " + std::to_string(c_.input) + ": " + std::to_string(in_.channels) + " -> " +
-           std::to_string(c_.out_channels) + ", " + std::to_string(c_.kernel_h) + "x" + std::to_string(c_.kernel_w) +
-           ", " + std::to_string(out_.height) + "x" + std::to_string(out_.width) + ", W" +
-           std::to_string(c_.weight_bits) + " A" + std::to_string(in_.codes.bits) + (narrow_ ? ", narrow" : ", wide") +
+    return describe_convolution(c_, in_, out_) + (narrow_ ? ", narrow" : ", wide") +
            (direct_ ? ", shifts" : ", gathers") +
            (c_.thresholds.empty() ? steps_.describe() : ", thresholds " + std::to_string(c_.output));
   }
 
  private:
-  Geometry geometry_of_result() const {
-    if (!c_.thresholds.empty()) return program_.value(c_.output).geometry;
-    for (const Step& step : c_.steps)
-      if (step.kind == StepKind::store || step.kind == StepKind::quantize) return program_.value(step.value).geometry;
-    throw std::invalid_argument("a convolution must write something");
-  }
-
   void check() const {
-    const auto extent = [](int size, int kernel, int stride, int pad, int dilation) {
-      return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
-    };
-    const Geometry& g = in_.geometry;
-    const bool shapes =
-        in_.is_codes && c_.groups > 0 && in_.channels % c_.groups == 0 && c_.out_channels % c_.groups == 0 &&
-        out_.height == extent(g.height, c_.kernel_h, c_.stride_h, c_.pad_h, c_.dilation_h) &&
-        out_.width == extent(g.width, c_.kernel_w, c_.stride_w, c_.pad_w, c_.dilation_w) &&
-        std::max(c_.pad_h, c_.pad_w) <= g.margin &&
-        c_.weights.size() == static_cast<std::size_t>(c_.out_channels) * (in_.channels / c_.groups) * c_.kernel_h *
-                                 c_.kernel_w;
-    if (!shapes) throw std::invalid_argument("the convolution's shapes do not fit each other");
+    check_shapes(c_, in_, out_);
     if (!c_.thresholds.empty() &&
         (c_.thresholds.size() != static_cast<std::size_t>(c_.out_channels) * levels(program_.value(c_.output)) ||
          c_.falling.size() != static_cast<std::size_t>(c_.out_channels)))
@@ -382,18 +361,19 @@ class Conv final : public Operation {
   void finish_values(Worker& worker, const Rows& rows, int group, const std::uint64_t* counters, char* scratch) {
     const int n = 64 * words_;
     auto* counts = reinterpret_cast<std::int32_t*>(scratch);
-    auto* y = reinterpret_cast<float*>(scratch + sums_bytes());
     (narrow_ ? core_.narrow_expand : core_.wide_expand)(counters, rows.count, depth_, counts,
                                                         static_cast<std::size_t>(n));
     for (int m = 0; m < rows.count; ++m, counts += n) {
       const int channel = rows.first + m;
-      lanes_.whole(counts, slope_, offset(0, channel), n, counts);
-      if (!classes_.empty())
+      const bool edges = !classes_.empty();
+      if (edges)
         for (int at = 0; at < n; ++at)
-          if (const int kind = class_of_[static_cast<std::size_t>(64 * group + at)])
-            counts[at] += (offset(kind, channel) - offset(0, channel)) / 2;
-      lanes_.to_float(counts, n, y);
-      steps_.apply(worker, channel, group, n, y);
+          counts[at] =
+              (counts[at] * slope_ + offset(class_of_[static_cast<std::size_t>(64 * group + at)], channel)) >> 1;
+      RowStep steps[most_steps];
+      const int number = steps_.resolve(worker, channel, group, steps);
+      lanes_.finish_counts(counts, edges ? 2 : slope_, edges ? 0 : offset(0, channel), nullptr, words_,
+                            steps, number);
     }
   }
 
@@ -416,6 +396,35 @@ class Conv final : public Operation {
 };
 
 }  // namespace
+
+Geometry geometry_of_result(const Program& program, const Convolution& c) {
+  if (!c.thresholds.empty()) return program.value(c.output).geometry;
+  for (const Step& step : c.steps)
+    if (step.kind == StepKind::store || step.kind == StepKind::quantize) return program.value(step.value).geometry;
+  throw std::invalid_argument("a convolution must write something");
+}
+
+void check_shapes(const Convolution& c, const Value& in, const Geometry& out) {
+  const auto extent = [](int size, int kernel, int stride, int pad, int dilation) {
+    return (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+  };
+  const Geometry& g = in.geometry;
+  const bool fit =
+      in.is_codes && c.groups > 0 && in.channels % c.groups == 0 && c.out_channels % c.groups == 0 &&
+      out.height == extent(g.height, c.kernel_h, c.stride_h, c.pad_h, c.dilation_h) &&
+      out.width == extent(g.width, c.kernel_w, c.stride_w, c.pad_w, c.dilation_w) &&
+      std::max(c.pad_h, c.pad_w) <= g.margin &&
+      c.weights.size() ==
+          static_cast<std::size_t>(c.out_channels) * (in.channels / c.groups) * c.kernel_h * c.kernel_w;
+  if (!fit) throw std::invalid_argument("the convolution's shapes do not fit each other");
+}
+
+std::string describe_convolution(const Convolution& c, const Value& in, const Geometry& out) {
+  const auto by = [](int a, int b) { return std::to_string(a) + "x" + std::to_string(b); };
+  return "convolution " + std::to_string(c.input) + ": " + std::to_string(in.channels) + " -> " +
+         std::to_string(c.out_channels) + ", " + by(c.kernel_h, c.kernel_w) + ", " + by(out.height, out.width) + ", W" +
+         std::to_string(c.weight_bits) + " A" + std::to_string(in.codes.bits);
+}
 
 std::unique_ptr<Operation> make_convolution(const Program& program, Convolution convolution, const BitCore& core,
                                             const LaneOps& lanes, int threads) {

@@ -1,4 +1,5 @@
-// Work on rows of positions: bit planes in, floats through, bit planes out. One table of functions per instruction set.
+// Work on rows of positions: whole numbers or floats in, floats and bit planes out. One table of functions per
+// instruction set.
 #pragma once
 
 #include <cstddef>
@@ -17,22 +18,36 @@ struct Quantizer {
   int bits = 1;
 };
 
+enum class StepKind : int { multiply, add, add_value, relu, store, quantize, quantize_bytes };
+
+// A step of an epilogue for one row: its numbers and places, group of 64 positions by group.
+struct RowStep {
+  StepKind kind;
+  float factor;                // multiply, add
+  const float* other;          // add_value
+  float* floats;               // store
+  std::uint64_t* planes;       // quantize: planes[j * stride + group] = (bits & mask[group]) | (pad & ~mask[group])
+  std::uint8_t* bytes;         // quantize_bytes: the codes themselves, likewise
+  std::ptrdiff_t stride;
+  const std::uint64_t* mask;
+  const Quantizer* quantizer;
+  int pad;
+};
+
+constexpr int most_steps = 16;
+
 struct LaneOps {
   const char* name;
 
   // out[w] = the 64 bits of `source` from bit `position` + 64·w on.
   void (*shifted)(const std::uint64_t* source, std::int64_t position, int words, std::uint64_t* out);
 
-  // y = float((count·slope + offset) / 2) for n counts; the sum is even.
-  void (*whole)(const std::int32_t* counts, std::int32_t slope, std::int32_t offset, int n, std::int32_t* sums);
-  void (*to_float)(const std::int32_t* sums, int n, float* y);
-
-  void (*multiply)(float* y, float factor, int n);
-  void (*add)(float* y, float term, int n);
-  void (*add_row)(float* y, const float* other, int n);
-  void (*relu)(float* y, int n);
-  // u of n values (a multiple of 64), as bit planes: out[j * stride + w].
-  void (*quantize)(const float* y, const Quantizer& quantizer, int n, std::uint64_t* out, std::ptrdiff_t stride);
+  // The steps over `groups` groups of 64 positions, from y = float((counts·slope + offset) / 2 + shared) on, where the
+  // sum is even (no `shared`: 0),
+  void (*finish_counts)(const std::int32_t* counts, std::int32_t slope, std::int32_t offset, const std::int32_t* shared,
+                        int groups, const RowStep* steps, int number);
+  // or from floats on.
+  void (*finish_floats)(const float* y, int groups, const RowStep* steps, int number);
 };
 
 const LaneOps& lane_ops();                        // the best this processor runs

@@ -1,8 +1,8 @@
-// Included by one file per instruction set, which the compiler vectorises for it. Everything here is local to that file.
+// Included by one file per instruction set. Everything here is local to that file.
 #pragma once
 
 #include <cstring>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -11,93 +11,204 @@
 namespace lowbit {
 namespace {
 
+#if defined(__AVX512F__)
+constexpr int lanes_wide = 16;
+#elif defined(__AVX2__)
+constexpr int lanes_wide = 8;
+#else
+constexpr int lanes_wide = 4;
+#endif
+typedef float Reals __attribute__((vector_size(4 * lanes_wide)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * lanes_wide)));
+constexpr int vectors = 64 / lanes_wide;  // of one group of positions
+
+static inline Reals load(const float* from) {
+  Reals v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+static inline Ints load(const std::int32_t* from) {
+  Ints v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+static inline Reals all(float number) { return Reals{} + number; }
+
+// The larger and the smaller; the second operand where the first is not a number.
+static inline Reals larger(Reals a, Reals b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+static inline Reals smaller(Reals a, Reals b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// Half to even for |z| < 2^22: the sum's last bit is worth 1.
+static inline Reals nearest(Reals z) { return (z + 12582912.0f) - 12582912.0f; }
+
+static inline Reals upward(Reals z) {
+  const Reals near = nearest(z);
+  return near < z ? near + 1.0f : near;
+}
+
+// Bit j of each lane, lane 0 lowest.
+static inline std::uint64_t bit_of(Ints codes, int j) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(codes), _mm512_set1_epi32(1 << j));
+#elif defined(__AVX2__)
+  const __m256i top = _mm256_sll_epi32(reinterpret_cast<__m256i>(codes), _mm_cvtsi32_si128(31 - j));
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(top)));
+#elif defined(__SSE2__)
+  const __m128i top = _mm_sll_epi32(reinterpret_cast<__m128i>(codes), _mm_cvtsi32_si128(31 - j));
+  return static_cast<std::uint32_t>(_mm_movemask_ps(_mm_castsi128_ps(top)));
+#else
+  std::uint64_t bits = 0;
+  for (int lane = 0; lane < lanes_wide; ++lane) bits |= static_cast<std::uint64_t>((codes[lane] >> j) & 1) << lane;
+  return bits;
+#endif
+}
+
+static inline std::uint64_t not_negative(Reals y) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_GE_OQ);
+#else
+  return bit_of(Ints(y >= 0.0f), 0);
+#endif
+}
+
 static void shifted(const std::uint64_t* source, std::int64_t position, int words, std::uint64_t* out) {
-  const std::int64_t word = position >> 6;  // the source starts long enough before position 0 for a negative one
+  source += position >> 6;
   const int right = static_cast<int>(position & 63);
-  source += word;
   if (right == 0) {
     std::memcpy(out, source, static_cast<std::size_t>(words) * 8);
     return;
   }
+#if defined(__AVX512F__)
+  if (words == 8) {
+    const __m512i low = _mm512_loadu_si512(source), high = _mm512_loadu_si512(source + 1);
+    _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srl_epi64(low, _mm_cvtsi32_si128(right)),
+                                             _mm512_sll_epi64(high, _mm_cvtsi32_si128(64 - right))));
+    return;
+  }
+#endif
   for (int w = 0; w < words; ++w) out[w] = (source[w] >> right) | (source[w + 1] << (64 - right));
 }
 
-static void whole(const std::int32_t* counts, std::int32_t slope, std::int32_t offset, int n, std::int32_t* sums) {
-  for (int i = 0; i < n; ++i) sums[i] = (counts[i] * slope + offset) >> 1;
+static inline Ints codes_of(Reals y, const Quantizer& q) {
+  Reals z = smaller(larger(y * q.reciprocal, all(q.low)), all(q.high));  // what is no number becomes the lowest
+  z = q.rounding == Rounding::nearest ? nearest(z) : upward(z * q.keep);
+  return __builtin_convertvector(z - q.low, Ints);
 }
 
-static void to_float(const std::int32_t* sums, int n, float* y) {
-  for (int i = 0; i < n; ++i) y[i] = static_cast<float>(sums[i]);
-}
-
-static void multiply(float* y, float factor, int n) {
-  for (int i = 0; i < n; ++i) y[i] *= factor;
-}
-
-static void add(float* y, float term, int n) {
-  for (int i = 0; i < n; ++i) y[i] += term;
-}
-
-static void add_row(float* y, const float* other, int n) {
-  for (int i = 0; i < n; ++i) y[i] += other[i];
-}
-
-static void relu(float* y, int n) {
-  for (int i = 0; i < n; ++i) y[i] = y[i] < 0 ? 0.0f : y[i];  // a NaN stays, as in torch
-}
-
-// Half to even for |z| < 2^22: the sum's last bit is worth 1. Unlike a call of rint it is vectorised everywhere.
-static inline float nearest(float z) { return (z + 12582912.0f) - 12582912.0f; }
-
-static inline float upward(float z) {
-  const float near = nearest(z);
-  return near < z ? near + 1.0f : near;
-}
-
-static std::uint64_t bits_of(const std::uint8_t* codes, int bit) {
-#if defined(__AVX512BW__)
-  return _mm512_test_epi8_mask(_mm512_loadu_si512(codes), _mm512_set1_epi8(static_cast<char>(1 << bit)));
-#elif defined(__AVX2__)
-  std::uint64_t result = 0;
-  for (int half = 0; half < 2; ++half) {
-    __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 32 * half));
-    v = _mm256_slli_epi16(v, 7 - bit);  // the wanted bit of each byte comes to its top
-    result |= static_cast<std::uint64_t>(static_cast<std::uint32_t>(_mm256_movemask_epi8(v))) << (32 * half);
+static inline void write_planes(const Reals (&y)[vectors], const RowStep& step, int group) {
+  const Quantizer& q = *step.quantizer;
+  const std::uint64_t mask = step.mask[group];
+  const auto put = [&](int j, std::uint64_t bits) {
+    const std::uint64_t pad = (step.pad >> j) & 1 ? ~0ull : 0ull;
+    step.planes[j * step.stride + group] = (bits & mask) | (pad & ~mask);
+  };
+  if (q.rounding == Rounding::sign) {
+    std::uint64_t bits = 0;
+    for (int v = 0; v < vectors; ++v) bits |= not_negative(y[v]) << (v * lanes_wide);
+    put(0, bits);
+    return;
   }
-  return result;
+  Ints codes[vectors];
+  for (int v = 0; v < vectors; ++v) codes[v] = codes_of(y[v], q);
+  for (int j = 0; j < q.bits; ++j) {
+    std::uint64_t bits = 0;
+    for (int v = 0; v < vectors; ++v) bits |= bit_of(codes[v], j) << (v * lanes_wide);
+    put(j, bits);
+  }
+}
+
+static inline void write_bytes(const Reals (&y)[vectors], const RowStep& step, int group) {
+  std::uint8_t* out = step.bytes + 64 * group;
+  for (int v = 0; v < vectors; ++v) {
+    const Ints codes = codes_of(y[v], *step.quantizer);
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16 * v),
+                     _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(codes)));
 #else
-  std::uint64_t result = 0;
-  for (int group = 0; group < 8; ++group) {
-    std::uint64_t eight = 0;
-    for (int i = 0; i < 8; ++i) eight |= static_cast<std::uint64_t>((codes[8 * group + i] >> bit) & 1) << i;
-    result |= eight << (8 * group);
+    for (int lane = 0; lane < lanes_wide; ++lane) out[v * lanes_wide + lane] = static_cast<std::uint8_t>(codes[lane]);
+#endif
   }
-  return result;
+  const std::uint64_t outside = ~step.mask[group];
+  if (!outside) return;
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_epi8(out, outside, _mm512_set1_epi8(static_cast<char>(step.pad)));
+#else
+  for (std::uint64_t rest = outside; rest; rest &= rest - 1) out[__builtin_ctzll(rest)] = static_cast<std::uint8_t>(step.pad);
 #endif
 }
 
-static void quantize(const float* y, const Quantizer& q, int n, std::uint64_t* out, std::ptrdiff_t stride) {
-  for (int start = 0; start < n; start += 64, ++out) {
-    std::uint8_t codes[64];
-    const float* x = y + start;
-    if (q.rounding == Rounding::sign) {
-      for (int i = 0; i < 64; ++i) codes[i] = x[i] >= 0.0f ? 1 : 0;
-    } else if (q.rounding == Rounding::nearest) {
-      for (int i = 0; i < 64; ++i) {
-        float z = x[i] * q.reciprocal;
-        z = z > q.low ? z : q.low;  // a NaN becomes the lowest code
-        z = z < q.high ? z : q.high;
-        codes[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(nearest(z) - q.low));
-      }
-    } else {
-      for (int i = 0; i < 64; ++i) {
-        float z = x[i] * q.reciprocal;
-        z = z > q.low ? z : q.low;
-        z = z < q.high ? z : q.high;
-        codes[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(upward(z * q.keep)));
-      }
+static inline void finish_group(Reals (&y)[vectors], int group, const RowStep* steps, int number) {
+  for (const RowStep* step = steps; step < steps + number; ++step) {
+    switch (step->kind) {
+      case StepKind::multiply:
+        for (int v = 0; v < vectors; ++v) y[v] *= step->factor;
+        break;
+      case StepKind::add:
+        for (int v = 0; v < vectors; ++v) y[v] += step->factor;
+        break;
+      case StepKind::add_value:
+        for (int v = 0; v < vectors; ++v) y[v] += load(step->other + 64 * group + v * lanes_wide);
+        break;
+      case StepKind::relu:
+        for (int v = 0; v < vectors; ++v) y[v] = larger(Reals{}, y[v]);  // a NaN stays, as in torch
+        break;
+      case StepKind::store:
+        std::memcpy(step->floats + 64 * group, y, sizeof y);
+        break;
+      case StepKind::quantize:
+        write_planes(y, *step, group);
+        break;
+      case StepKind::quantize_bytes:
+        write_bytes(y, *step, group);
+        break;
     }
-    for (int j = 0; j < q.bits; ++j) out[j * stride] = bits_of(codes, j);
+  }
+}
+
+static void finish_counts(const std::int32_t* counts, std::int32_t slope, std::int32_t offset,
+                          const std::int32_t* shared, int groups, const RowStep* steps, int number) {
+  const bool single = slope == 2;  // the usual case: no product, no shift
+  for (int group = 0; group < groups; ++group) {
+    Reals y[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      const int at = 64 * group + v * lanes_wide;
+      const Ints n = load(counts + at);
+      Ints sum = single ? n + offset / 2 : (n * slope + offset) >> 1;
+      if (shared) sum += load(shared + at);
+      y[v] = __builtin_convertvector(sum, Reals);
+    }
+    finish_group(y, group, steps, number);
+  }
+}
+
+static void finish_floats(const float* from, int groups, const RowStep* steps, int number) {
+  for (int group = 0; group < groups; ++group) {
+    Reals y[vectors];
+    for (int v = 0; v < vectors; ++v) y[v] = load(from + 64 * group + v * lanes_wide);
+    finish_group(y, group, steps, number);
   }
 }
 
@@ -105,4 +216,4 @@ static void quantize(const float* y, const Quantizer& q, int n, std::uint64_t* o
 }  // namespace lowbit
 
 #define LOWBIT_LANE_OPS(NAME) \
-  { NAME, shifted, whole, to_float, multiply, add, add_row, relu, quantize }
+  { NAME, shifted, finish_counts, finish_floats }

@@ -17,7 +17,7 @@ namespace {
 using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using ReadFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const std::int8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Limits = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 std::vector<Step> steps_of(const nb::list& list) {
@@ -63,10 +63,11 @@ Convolution geometry_of(int input, const Bytes& weights, std::tuple<int, int> st
   return c;
 }
 
-int codes(Program& program, int channels, int height, int width, int margin, int bits, int low, int step, int rounding,
-          float reciprocal, float least, float most, float keep) {
+int codes(Program& program, int channels, int height, int width, int margin, int bits, int low, int step, bool bytes,
+          int rounding, float reciprocal, float least, float most, float keep) {
   Codes c;
   c.bits = bits;
+  c.bytes = bytes;
   c.low = low;
   c.step = step;
   c.has_zero = -low % step == 0 && low <= 0 && -low / step < (1 << bits);
@@ -120,6 +121,7 @@ NB_MODULE(_kernels, m) {
       .def("codes", &codes)
       .def("output", &Program::output)
       .def("map", [](Program& p, int input, const nb::list& steps) { p.map(input, steps_of(steps)); })
+      .def("pool", &Program::pool)
       .def("subsample", &Program::subsample)
       .def("convolve",
            [](Program& p, int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
@@ -147,6 +149,8 @@ NB_MODULE(_kernels, m) {
                throw std::invalid_argument("not a value of codes of that size");
              p.read_codes(value, out.data());
            })
+      .def("profile", &Program::profile)
+      .def("seconds", &Program::seconds)
       .def("workspace", &Program::workspace)
       .def("__str__", &Program::describe);
 }

@@ -9,29 +9,27 @@ namespace lowbit {
 namespace {
 
 std::size_t size_of(const Value& value) {
-  const std::size_t rows = static_cast<std::size_t>(value.channels) * (value.is_codes ? value.codes.bits : 64);
-  const std::size_t bytes = rows * static_cast<std::size_t>(value.geometry.words) * (value.is_codes ? 8 : 4);
+  std::size_t word = 64 * sizeof(float);  // bytes that 64 positions take
+  if (value.is_codes) word = value.codes.bytes ? 64 : 8 * static_cast<std::size_t>(value.codes.bits);
+  const std::size_t bytes = static_cast<std::size_t>(value.channels) * value.geometry.words * word;
   return (bytes + 63) / 64 * 64;
 }
 
 class Map final : public Operation {
  public:
   Map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes)
-      : program_(program), input_(input), steps_(program, std::move(steps), program.value(input).geometry, lanes) {}
+      : program_(program), input_(input), steps_(program, std::move(steps), program.value(input).geometry), lanes_(lanes) {}
 
   void run(Context& context) override {
     const Value& v = program_.value(input_);
     const int groups = v.geometry.groups();
-    context.each(v.channels, [&](int c, char* scratch) {
-      float* y = reinterpret_cast<float*>(scratch);
-      for (int group = 0; group < groups; group += widest_block) {
-        const int n = 64 * std::min(widest_block, groups - group);
-        std::memcpy(y, context.data.floats(input_, c) + 64 * group, sizeof(float) * n);
-        steps_.apply(context.data, c, group, n, y);
-      }
+    context.each(v.channels, [&](int c, char*) {
+      RowStep rows[most_steps];
+      const int number = steps_.resolve(context.data, c, 0, rows);
+      lanes_.finish_floats(context.data.floats(input_, c), groups, rows, number);
     });
   }
-  std::size_t scratch() const override { return sizeof(float) * 64 * widest_block; }
+  std::size_t scratch() const override { return 0; }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
     all.push_back(input_);
@@ -44,6 +42,50 @@ class Map final : public Operation {
   const Program& program_;
   int input_;
   Steps steps_;
+  const LaneOps& lanes_;
+};
+
+class Pool2d final : public Operation {
+ public:
+  Pool2d(const Program& program, int input, int output, int kernel, int stride, int padding)
+      : program_(program), input_(input), output_(output), kernel_(kernel), stride_(stride), padding_(padding) {
+    const Geometry &in = program.value(input).geometry, &out = program.value(output).geometry;
+    const auto fits = [&](int before, int after) { return after == (before + 2 * padding - kernel) / stride + 1; };
+    if (!fits(in.height, out.height) || !fits(in.width, out.width) || 2 * padding > kernel)
+      throw std::invalid_argument("pool: the shapes do not fit");
+  }
+
+  void run(Context& context) override {
+    const Geometry &in = program_.value(input_).geometry, &out = program_.value(output_).geometry;
+    context.each(program_.value(input_).channels, [&](int c, char* scratch) {
+      auto* column = reinterpret_cast<float*>(scratch);  // the largest of each column of the window's rows
+      const float* source = context.data.floats(input_, c);
+      float* target = context.data.floats(output_, c);
+      for (int y = 0; y < out.height; ++y, target += out.pitch) {
+        const int first = std::max(y * stride_ - padding_, 0), last = std::min(y * stride_ - padding_ + kernel_, in.height);
+        std::memcpy(column, source + first * in.pitch, sizeof(float) * in.width);
+        for (int row = first + 1; row < last; ++row)
+          for (int x = 0; x < in.width; ++x) column[x] = larger(column[x], source[row * in.pitch + x]);
+        for (int x = 0; x < out.width; ++x) {
+          const int from = std::max(x * stride_ - padding_, 0), to = std::min(x * stride_ - padding_ + kernel_, in.width);
+          float most = column[from];
+          for (int i = from + 1; i < to; ++i) most = larger(most, column[i]);
+          target[x] = most;
+        }
+      }
+    });
+  }
+  std::size_t scratch() const override { return sizeof(float) * (program_.value(input_).geometry.width + 16); }
+  std::vector<int> reads() const override { return {input_}; }
+  std::vector<int> writes() const override { return {output_}; }
+  std::string describe() const override { return "pool " + std::to_string(input_) + " -> " + std::to_string(output_); }
+
+ private:
+  // As torch: what is no number wins.
+  static float larger(float a, float b) { return b > a || b != b ? b : a; }
+
+  const Program& program_;
+  int input_, output_, kernel_, stride_, padding_;
 };
 
 class Subsample final : public Operation {
@@ -90,6 +132,10 @@ Worker::Worker(const Program& program, const Layout& layout, std::size_t scratch
   for (std::size_t i = 0; i < layout.offsets.size(); ++i) {
     const Value& v = program.value(static_cast<int>(i));
     if (!v.is_codes || !v.codes.pad) continue;
+    if (v.codes.bytes) {
+      std::memset(base(static_cast<int>(i)), v.codes.pad, static_cast<std::size_t>(v.channels) * v.geometry.words * 64);
+      continue;
+    }
     for (int c = 0; c < v.channels; ++c)
       for (int j = 0; j < v.codes.bits; ++j)
         std::fill_n(plane(static_cast<int>(i), c, j), v.geometry.words, (v.codes.pad >> j) & 1 ? ~0ull : 0ull);
@@ -144,8 +190,9 @@ std::vector<std::uint64_t> mask_of(const Geometry& g) {
   return mask;
 }
 
-Steps::Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry, const LaneOps& lanes)
-    : program_(program), steps_(std::move(steps)), mask_(mask_of(geometry)), lanes_(lanes) {
+Steps::Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry)
+    : program_(program), steps_(std::move(steps)), mask_(mask_of(geometry)) {
+  if (steps_.size() > most_steps) throw std::invalid_argument("an epilogue has too many steps");
   for (const Step& step : steps_) {
     if (step.kind == StepKind::multiply || step.kind == StepKind::add || step.kind == StepKind::relu) continue;
     const Value& v = program.value(step.value);
@@ -165,31 +212,27 @@ void Steps::write(Worker& worker, int value, int c, int group, int words, const 
   }
 }
 
-void Steps::apply(Worker& worker, int c, int group, int n, float* y) const {
-  std::uint64_t bits[8 * widest_block];
+int Steps::resolve(Worker& worker, int c, int group, RowStep* rows) const {
   for (const Step& step : steps_) {
-    switch (step.kind) {
-      case StepKind::multiply:
-        lanes_.multiply(y, step.factors[step.factors.size() == 1 ? 0 : static_cast<std::size_t>(c)], n);
-        break;
-      case StepKind::add:
-        lanes_.add(y, step.factors[step.factors.size() == 1 ? 0 : static_cast<std::size_t>(c)], n);
-        break;
-      case StepKind::add_value:
-        lanes_.add_row(y, worker.floats(step.value, c) + 64 * group, n);
-        break;
-      case StepKind::relu:
-        lanes_.relu(y, n);
-        break;
-      case StepKind::store:
-        std::memcpy(worker.floats(step.value, c) + 64 * group, y, sizeof(float) * n);
-        break;
-      case StepKind::quantize:
-        lanes_.quantize(y, program_.value(step.value).codes.quantizer, n, bits, widest_block);
-        write(worker, step.value, c, group, n / 64, bits, widest_block);
-        break;
+    RowStep& row = *rows++;
+    row.kind = step.kind;
+    if (!step.factors.empty()) row.factor = step.factors[step.factors.size() == 1 ? 0 : static_cast<std::size_t>(c)];
+    if (step.kind == StepKind::add_value) row.other = worker.floats(step.value, c) + 64 * group;
+    if (step.kind == StepKind::store) row.floats = worker.floats(step.value, c) + 64 * group;
+    if (step.kind != StepKind::quantize) continue;
+    const Value& v = program_.value(step.value);
+    if (v.codes.bytes) {
+      row.kind = StepKind::quantize_bytes;
+      row.bytes = worker.codes(step.value, c) + 64 * group;
+    } else {
+      row.planes = worker.plane(step.value, c, 0) + v.geometry.front / 64 + group;
+      row.stride = v.geometry.words;
     }
+    row.mask = mask_.data() + group;
+    row.quantizer = &v.codes.quantizer;
+    row.pad = v.codes.pad;
   }
+  return static_cast<int>(steps_.size());
 }
 
 std::vector<int> Steps::reads() const {
@@ -218,6 +261,11 @@ std::string Steps::describe() const {
 
 std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes) {
   return std::make_unique<Map>(program, input, std::move(steps), lanes);
+}
+
+std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,
+                                     int padding) {
+  return std::make_unique<Pool2d>(program, input, output, kernel, stride, padding);
 }
 
 std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride) {

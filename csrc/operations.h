@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bytecore.h"
 #include "program.h"
 
 namespace lowbit {
@@ -45,6 +46,11 @@ struct Worker {
   std::uint64_t* plane(int value, int c, int j) {
     const Value& v = program.value(value);
     return reinterpret_cast<std::uint64_t*>(base(value)) + (c * v.codes.bits + j) * v.geometry.words;
+  }
+  // The codes of channel c as bytes, from position (0, 0) on.
+  std::uint8_t* codes(int value, int c) {
+    const Geometry& g = program.value(value).geometry;
+    return reinterpret_cast<std::uint8_t*>(base(value)) + c * g.words * 64 + g.front;
   }
   std::size_t bytes() const { return values.size + scratch.size + shared.size; }
   char* base(int value) { return static_cast<char*>(values.memory) + layout.offsets[static_cast<std::size_t>(value)]; }
@@ -86,11 +92,13 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
 // The positions of a map, group of 64 by group: which belong to it and not to a margin.
 std::vector<std::uint64_t> mask_of(const Geometry& geometry);
 
-// Applies steps to one row of `n` floats (a multiple of 64) of channel c that starts at position 64·group.
+// The steps of an epilogue, and where they write.
 class Steps {
  public:
-  Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry, const LaneOps& lanes);
-  void apply(Worker& worker, int c, int group, int n, float* y) const;
+  Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry);
+  // The steps for channel c from group `group` on, in `rows` (at most `most_steps`); returns how many.
+  int resolve(Worker& worker, int c, int group, RowStep* rows) const;
+  // Codes that were found otherwise: bits[j * stride + w] to the value's planes.
   void write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
              std::ptrdiff_t stride) const;
   std::vector<int> reads() const;
@@ -101,11 +109,19 @@ class Steps {
   const Program& program_;
   std::vector<Step> steps_;
   std::vector<std::uint64_t> mask_;
-  const LaneOps& lanes_;
 };
+
+// What every kind of convolution has to know of its result, to check, and to say.
+Geometry geometry_of_result(const Program& program, const Convolution& convolution);
+void check_shapes(const Convolution& convolution, const Value& input, const Geometry& output);
+std::string describe_convolution(const Convolution& convolution, const Value& input, const Geometry& output);
 
 std::unique_ptr<Operation> make_convolution(const Program& program, Convolution convolution, const BitCore& core,
                                             const LaneOps& lanes, int threads);
+std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolution convolution,
+                                                 const ByteCore& core, const LaneOps& lanes, int threads);
+std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,
+                                     int padding);
 std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes);
 std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride);
 

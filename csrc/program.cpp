@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <ctime>
 #include <cstring>
 #include <stdexcept>
 
@@ -20,12 +21,28 @@ const BitCore* pick_core(const std::string& isa) {
   throw std::invalid_argument("this processor has no instruction set '" + isa + "'");
 }
 
+// The fastest of the instruction set asked for: "avx512" includes its extensions.
+const ByteCore* pick_bytes(const std::string& isa) {
+  int count;
+  const ByteCore* const* cores = byte_cores(&count);
+  for (int i = 0; i < count; ++i)
+    if (isa.empty() || std::string(cores[i]->name).rfind(isa, 0) == 0) return cores[i];
+  return cores[count - 1];
+}
+
 const LaneOps* pick_lanes(const std::string& isa) {
   int count;
   const LaneOps* const* lanes = all_lane_ops(&count);
   for (int i = 0; i < count; ++i)
     if (isa == lanes[i]->name) return lanes[i];
   return isa.empty() ? lanes[0] : lanes[count - 1];
+}
+
+// Of this thread: what others do on the machine does not count.
+double processor_time() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 }  // namespace
@@ -38,7 +55,7 @@ Geometry::Geometry(int height, int width, int margin) : height(height), width(wi
 }
 
 Program::Program(int threads, const std::string& isa)
-    : core_(pick_core(isa)), lanes_(pick_lanes(isa)), pool_(std::max(threads, 1)) {}
+    : core_(pick_core(isa)), bytes_(pick_bytes(isa)), lanes_(pick_lanes(isa)), pool_(std::max(threads, 1)) {}
 
 Program::~Program() = default;
 
@@ -72,11 +89,19 @@ int Program::codes(int channels, int height, int width, int margin, const Codes&
 void Program::output(int value) { outputs_.push_back(value); }
 
 void Program::convolve(Convolution convolution) {
+  if (value(convolution.input).codes.bytes) {
+    operations_.push_back(make_byte_convolution(*this, std::move(convolution), *bytes_, *lanes_, pool_.size()));
+    return;
+  }
   operations_.push_back(make_convolution(*this, std::move(convolution), *core_, *lanes_, pool_.size()));
 }
 
 void Program::map(int input, std::vector<Step> steps) {
   operations_.push_back(make_map(*this, input, std::move(steps), *lanes_));
+}
+
+void Program::pool(int input, int output, int kernel, int stride, int padding) {
+  operations_.push_back(make_pool(*this, input, output, kernel, stride, padding));
 }
 
 void Program::subsample(int input, int output, int stride) {
@@ -114,7 +139,16 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
                     sizeof(float) * g.width);
   }
   Context context{worker, workers_, pool};
-  for (const auto& operation : operations_) operation->run(context);
+  if (profiling_ && &worker == workers_[0].get()) {
+    for (std::size_t i = 0; i < operations_.size(); ++i) {
+      const double start = processor_time();
+      operations_[i]->run(context);
+      const double taken = processor_time() - start;
+      seconds_[i] = seconds_[i] > 0 ? std::min(seconds_[i], taken) : taken;
+    }
+  } else {
+    for (const auto& operation : operations_) operation->run(context);
+  }
   for (std::size_t i = 0; i < outputs_.size(); ++i) {
     const Value& v = value(outputs_[i]);
     const Geometry& g = v.geometry;
@@ -144,10 +178,16 @@ void Program::read_codes(int index, std::int32_t* numbers) const {
       for (int x = 0; x < g.width; ++x) {
         const std::int64_t at = g.front + y * g.pitch + x;
         int u = 0;
-        for (int j = 0; j < v.codes.bits; ++j)
+        if (v.codes.bytes) u = workers_[0]->codes(index, c)[at - g.front];
+        for (int j = 0; j < v.codes.bits && !v.codes.bytes; ++j)
           u |= static_cast<int>((workers_[0]->plane(index, c, j)[at / 64] >> (at % 64)) & 1) << j;
         *numbers++ = v.codes.step * u + v.codes.low;
       }
+}
+
+void Program::profile(bool on) {
+  profiling_ = on;
+  seconds_.assign(operations_.size(), 0.0);
 }
 
 std::string Program::describe() const {

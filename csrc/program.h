@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bitcore.h"
+#include "bytecore.h"
 #include "lanes.h"
 #include "pool.h"
 
@@ -29,8 +30,6 @@ struct Geometry {
   }
 };
 
-enum class StepKind : int { multiply, add, add_value, relu, store, quantize };
-
 // One step of an epilogue, applied to the rows of a map in the order given.
 struct Step {
   StepKind kind;
@@ -38,7 +37,8 @@ struct Step {
   int value = -1;              // of add_value, store and quantize
 };
 
-struct Codes {  // what the bit planes of a value stand for: n = step·u + low, u = 0 … 2^bits − 1
+struct Codes {  // what the codes of a value stand for: n = step·u + low, u = 0 … 2^bits − 1
+  bool bytes = false;  // a byte for each code, or `bits` bit planes
   int bits = 1, low = 0, step = 1;
   int pad = 0;          // the u that stands for 0; where there is none, 0
   bool has_zero = true;  // whether one stands for 0
@@ -57,7 +57,7 @@ struct Convolution {
   int out_channels = 0, kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1,
       dilation_w = 1, groups = 1;
   int weight_low = -1, weight_step = 2, weight_bits = 1;  // n_w = low + step·t, t = 0 … 2^bits − 1
-  std::vector<std::int8_t> weights;                        // t, [out][in / groups][kh][kw]
+  std::vector<std::uint8_t> weights;                       // t, [out][in / groups][kh][kw]
   std::vector<Step> steps;                                 // either these ...
   std::vector<std::int32_t> thresholds;                    // ... or ascending thresholds, [out][2^bits − 1]:
   std::vector<std::uint8_t> falling;                       // u = number of them ≤ N, or 2^bits − 1 less that number,
@@ -77,6 +77,7 @@ class Program {
   int floats(int channels, int height, int width, int margin);
   void convolve(Convolution convolution);
   void map(int input, std::vector<Step> steps);
+  void pool(int input, int output, int kernel, int stride, int padding);  // the largest of a window
   void subsample(int input, int output, int stride);  // channels beyond the input's are 0
   void output(int value);
   void finish();
@@ -94,6 +95,11 @@ class Program {
   std::size_t workspace() const;
   std::string describe() const;
 
+  // When asked for: the least processor time in seconds that each operation has taken on one thread, in the order of
+  // `describe`.
+  void profile(bool on);
+  const std::vector<double>& seconds() const { return seconds_; }
+
  private:
   friend struct Worker;
   int add(Value value);
@@ -101,13 +107,15 @@ class Program {
                  Pool* pool);
 
   const BitCore* core_;
+  const ByteCore* bytes_;
   const LaneOps* lanes_;
   Pool pool_;
   std::vector<Value> values_;
   std::vector<int> inputs_, outputs_;
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<std::unique_ptr<Worker>> workers_;
-  bool finished_ = false;
+  bool finished_ = false, profiling_ = false;
+  std::vector<double> seconds_;
 };
 
 }  // namespace lowbit

@@ -1,0 +1,322 @@
+"""`lowbit.compile`: a network whose low-bit layers run on the kernels."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from lowbit._errors import ConfigError
+from lowbit.deploy.fixed import FixedCodes
+from lowbit.deploy.kernels import kernels
+from lowbit.deploy.lowering import Lowered, Lowering, Segment
+from lowbit.deploy.observe import Entry, Inputs, Trace, as_arguments, flatten, whole_numbers
+from lowbit.deploy.tracing import Kind, Shapes, kind_of, trace, writes_in_place
+from lowbit.layers import FakeQuantize, quant_layers, quantizers_of
+
+_log = logging.getLogger("lowbit")
+_KEPT_PLANS = 8  # shapes whose programs are kept; each owns a workspace
+
+Item: TypeAlias = fx.Node | Lowered
+
+
+@dataclass
+class Plan:
+    """How inputs of one shape are computed: torch's operations one by one, and stretches of the kernels'."""
+
+    items: list[Item]
+    shapes: dict[fx.Node, Tensor]
+    spent: list[list[fx.Node]]  # the values that are not needed any more after each item
+
+
+class CompiledModule(nn.Module):
+    """A trained network in evaluation, its low-bit layers computed by the kernels.
+
+    The result is that of the trained network in evaluation, bit for bit. Whatever the kernels do not know runs on
+    PyTorch, unchanged. It takes and returns what the trained network does. Programs are made at the first call with a
+    shape and kept.
+
+    Args:
+        model: the trained network; it is copied.
+        threads: of the kernels. PyTorch's own operations use PyTorch's threads.
+        isa: the instruction set to use, for tests; "" for the best.
+    """
+
+    def __init__(self, model: nn.Module, threads: int = 1, isa: str = "") -> None:
+        super().__init__()
+        self.training = False
+        self._model = _fixed(model)
+        self.threads = threads
+        self.isa = isa
+        self._plans: dict[Any, Plan] = {}
+        self._attributes: dict[str, Any] = {}
+        self._traced: fx.GraphModule | None = None
+        self.why_not = ""
+        """Why nothing was compiled; empty if something was."""
+        if kernels() is None:
+            self.why_not = "lowbit was installed without its kernels"
+            return
+        try:
+            self._traced = trace(self._model)
+        except Exception as error:  # tracing runs the user's own code
+            self.why_not = f"its forward method cannot be traced ({type(error).__name__}: {error})"
+            _log.warning("lowbit.compile: %s; the model runs on PyTorch, layer by layer", self.why_not)
+
+    def train(self, mode: bool = True) -> CompiledModule:
+        """Raises: ConfigError for `mode=True`."""
+        if mode:
+            raise ConfigError(
+                "a compiled model only evaluates: its weights are packed codes, which no gradient can move; "
+                "train the model it was compiled from, and compile that again"
+            )
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the trained network returns."""
+        with torch.no_grad():
+            if self._traced is None or kwargs or not all(isinstance(a, Tensor) for a in args):
+                return self._model(*args, **kwargs)
+            return self._run(args, None)
+
+    def _run(self, args: Sequence[Tensor], entries: list[Entry] | None) -> Any:
+        plan = self._plan(args)
+        assert self._traced is not None
+        env: dict[fx.Node, Any] = {}
+        given = iter(args)
+        for item, spent in zip(plan.items, plan.spent, strict=True):
+            if isinstance(item, Lowered):
+                self._call(item, env, plan, entries)
+            elif item.op == "placeholder":
+                env[item] = next(given, item.args[0] if item.args else None)
+            elif item.op == "output":
+                return fx.node.map_arg(item.args[0], lambda n: env[n])
+            else:
+                env[item] = self._compute(item, env, entries)
+            for node in spent:
+                del env[node]
+        return None
+
+    def _compute(self, node: fx.Node, env: dict[fx.Node, Any], entries: list[Entry] | None) -> Any:
+        args: Any = fx.node.map_arg(node.args, lambda n: env[n])
+        kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: env[n])
+        if node.op == "get_attr":
+            return self._held(str(node.target))
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        module = self._held(str(node.target))
+        if entries is None or not hasattr(module, "input_quantizer"):
+            return module(*args, **kwargs)
+        name = self._call_name(str(node.target), entries)
+        if isinstance(module.input_quantizer, FakeQuantize):
+            entries.append(Entry(name, "codes", whole_numbers(module.input_quantizer, args[0])))
+        result = module(*args, **kwargs)
+        entries.append(Entry(name, "output", result.detach().clone()))
+        return result
+
+    def _held(self, path: str) -> Any:
+        found = self._attributes.get(path)
+        if found is None:
+            found = self._traced
+            for part in path.split("."):
+                found = getattr(found, part)
+            self._attributes[path] = found
+        return found
+
+    @staticmethod
+    def _call_name(layer: str, entries: list[Entry]) -> str:
+        calls = {e.layer for e in entries if e.layer == layer or e.layer.startswith(f"{layer}#")}
+        return layer if not calls else f"{layer}#{len(calls) + 1}"
+
+    def _call(self, item: Lowered, env: dict[fx.Node, Any], plan: Plan, entries: list[Entry] | None) -> None:
+        inputs = [env[n].contiguous() for n in item.segment.inputs]
+        outputs = [torch.empty(plan.shapes[n].shape) for n in item.segment.outputs]
+        item.run(inputs, outputs)
+        for node, value in zip(item.segment.outputs, outputs, strict=True):
+            env[node] = value
+        if entries is None:
+            return
+        for node in item.codes:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            codes = item.read_codes(node, tuple(plan.shapes[source].shape)).to(torch.int16)
+            entries.append(Entry(self._call_name(str(node.target), entries), "codes", codes))
+
+    def observe(self, inputs: Inputs) -> Trace:
+        """The codes that each low-bit layer reads; like `lowbit.deploy.observe` of the trained network.
+
+        Layers whose output goes straight into the next quantizer give no output of their own.
+        """
+        args = as_arguments(inputs)
+        batches = [torch.split(a, 1) if isinstance(a, Tensor) and a.ndim else [a] for a in args]
+        if self._traced is None or len({len(b) for b in batches}) != 1:
+            why = self.why_not or "its inputs have no batch in common"
+            raise ConfigError(f"nothing was compiled that could be observed: {why}")
+        traces = []
+        with torch.no_grad():
+            for example in zip(*batches, strict=True):
+                entries: list[Entry] = []
+                result = self._run(example, entries)
+                traces.append((entries, flatten(result)))
+        joined = [
+            Entry(parts[0].layer, parts[0].what, torch.cat([p.value for p in parts]))
+            for parts in zip(*(entries for entries, _ in traces), strict=True)
+        ]
+        outputs = [torch.cat(parts) for parts in zip(*(outputs for _, outputs in traces), strict=True)]
+        return Trace(tuple(joined), tuple(outputs))
+
+    def _plan(self, args: Sequence[Tensor]) -> Plan:
+        assert self._traced is not None
+        key = tuple((tuple(a.shape), a.dtype, a.device) for a in args)
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            plan = make_plan(self._traced, args, self.threads, self.isa)
+            while len(self._plans) >= _KEPT_PLANS:
+                del self._plans[next(iter(self._plans))]
+        self._plans[key] = plan  # the last used comes last
+        return plan
+
+    def extra_repr(self) -> str:
+        """Threads, and what runs where."""
+        return f"threads={self.threads}" + (f", not compiled: {self.why_not}" if self.why_not else "")
+
+    def describe(self, *args: Tensor) -> str:
+        """The operations for inputs of these shapes, one per line."""
+        if self._traced is None:
+            return f"PyTorch: {self.why_not}"
+        lines = []
+        for item in self._plan(args).items:
+            if isinstance(item, Lowered):
+                lines += [f"kernels: {line}" for line in str(item.program).splitlines()]
+            elif item.op not in ("placeholder", "output"):
+                lines.append(f"torch: {item.target}")
+        return "\n".join(lines)
+
+
+def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa: str) -> Plan:
+    """Divide a traced network between torch and the kernels, for inputs of these shapes."""
+    module = kernels()
+    assert module is not None
+    interpreter = Shapes(traced)
+    interpreter.run(*args)
+    shapes, modules = interpreter.found, dict(traced.named_modules())
+    on_cpu = all(a.device.type == "cpu" for a in args)
+    items: list[Item | Segment] = []
+    current: list[fx.Node] = []
+    kinds: dict[fx.Node, Kind] = {}
+
+    def close() -> None:
+        items.extend(_segments(current, kinds))
+        current.clear()
+
+    reached: set[fx.Node] = set()  # what depends on the current stretch
+    for node in traced.graph.nodes:
+        kind = kind_of(node, modules, shapes) if on_cpu else None
+        if kind is not None and not (current and shapes[current[0]].ndim != shapes[node].ndim):
+            kinds[node] = kind
+            current.append(node)
+            reached.add(node)
+            continue
+        if kind is not None or reached & set(node.all_input_nodes) or node.op == "output" or writes_in_place(node):
+            close()
+            reached.clear()
+        if kind is not None:
+            kinds[node] = kind
+            current.append(node)
+            reached.add(node)
+        else:
+            items.append(node)
+    lowered = [
+        Lowering(module, item, modules, shapes, threads, isa).build() if isinstance(item, Segment) else item
+        for item in items
+    ]
+    return Plan(lowered, shapes, _spent(lowered))
+
+
+def _segments(nodes: Sequence[fx.Node], kinds: dict[fx.Node, Kind]) -> list[fx.Node | Segment]:
+    """One segment, if it holds a layer; else the nodes themselves."""
+    if not any(kinds[n] == "layer" for n in nodes):
+        return list(nodes)
+    inside = set(nodes)
+    segment = Segment(list(nodes), {n: kinds[n] for n in nodes})
+    for node in nodes:
+        segment.inputs += [s for s in node.all_input_nodes if s not in inside and s not in segment.inputs]
+        if any(user not in inside for user in node.users):
+            segment.outputs.append(node)
+    return [segment]
+
+
+def _spent(items: Sequence[Item]) -> list[list[fx.Node]]:
+    last: dict[fx.Node, int] = {}
+    for position, item in enumerate(items):
+        made = item.segment.outputs if isinstance(item, Lowered) else [item]
+        read = item.segment.inputs if isinstance(item, Lowered) else item.all_input_nodes
+        for node in (*made, *read):
+            last[node] = position
+    spent: list[list[fx.Node]] = [[] for _ in items]
+    for node, position in last.items():
+        if node.op != "output":
+            spent[position].append(node)
+    return spent
+
+
+def _fixed(model: nn.Module) -> nn.Module:
+    """A copy in evaluation, whose low-bit weights are quantized once and for all."""
+    copied = copy.deepcopy(model).eval()
+    for _, layer in quant_layers(copied):
+        quantize = layer.weight_quantizer
+        if not isinstance(quantize, FakeQuantize) or isinstance(quantize.quantizer, FixedCodes):
+            continue
+        with torch.no_grad():
+            scale = quantize.quantizer.scale(quantize.quantizer.granularity.blocks(layer.weight)).clone()
+            quantize.quantizer = FixedCodes(quantize.quantizer, quantize.quantizer.codes(layer.weight), scale)
+    return copied.eval().requires_grad_(False)
+
+
+def compile(model: nn.Module, threads: int | None = None) -> CompiledModule:
+    """A module that computes what `model.eval()` computes, bit for bit, with the low-bit layers on compiled kernels.
+
+    Sums of whole numbers run on packed bits; scales, batch normalisations, ReLUs, residual sums and the next quantizer
+    are fused to them, so that binary layers hand bits to each other. Layers that the kernels do not know (float layers,
+    poolings, more than 4 bits in all, transposed convolutions) stay as they are. The result evaluates only: its
+    `.train()` raises.
+
+    Args:
+        model: a model from `lowbit.convert` or `lowbit.load`, trained and calibrated.
+        threads: how many the kernels use; by default as many as PyTorch (`torch.get_num_threads()`).
+
+    Raises:
+        ConfigError: a model without low-bit layers, one whose scales were never learned, or a wrong number of threads.
+
+    Example:
+        >>> fast = lowbit.compile(model, threads=1)
+        >>> assert torch.equal(fast(images), model.eval()(images))
+    """
+    check_deployable(model, "compile")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ConfigError(f"threads={threads!r}: expected a whole number of at least 1, or None for PyTorch's number")
+    return CompiledModule(model, threads or torch.get_num_threads())
+
+
+def check_deployable(model: nn.Module, verb: str) -> None:
+    """Raises: ConfigError when there is nothing low-bit in a model, or a scale has never seen data."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"lowbit.{verb}() takes a torch.nn.Module; {type(model).__name__} was given")
+    if not any(True for _ in quantizers_of(model)):
+        raise ConfigError(
+            f"lowbit.{verb}() takes a model with low-bit layers, and this one has none: make it with lowbit.convert()"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, FakeQuantize):
+            ready = getattr(module.quantizer.scaling, "initialized", None)
+            if ready is not None and not bool(ready):
+                raise ConfigError(
+                    f"the scale of '{name}' has never seen data: train the model, or call "
+                    "lowbit.calibrate(model, inputs) first"
+                )
