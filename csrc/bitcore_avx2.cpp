@@ -12,14 +12,15 @@ struct Avx2 {
   static constexpr int kPlaneStride = kWords;
   static constexpr int kLog = 5;
   static constexpr int kUpper = 2;
-  static constexpr int kWideBlock = 12;
-  static constexpr int kFewRowsBlock = 12;
+  static constexpr int kWideBlock = 16;
+  static constexpr int kFewRowsBlock = 16;
   static constexpr int kCounterBytes = 192 << 10;
 
   static LOWBIT_INLINE Reg load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static LOWBIT_INLINE void store(void* p, Reg r) { _mm256_storeu_si256(static_cast<__m256i*>(p), r); }
   static LOWBIT_INLINE Reg load_aligned(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
   static LOWBIT_INLINE void store_aligned(void* p, Reg r) { _mm256_store_si256(static_cast<__m256i*>(p), r); }
+  static LOWBIT_INLINE Reg broadcast(const uint64_t* p) { return _mm256_set1_epi64x(int64_t(*p)); }
   static LOWBIT_INLINE Reg zero() { return _mm256_setzero_si256(); }
   static LOWBIT_INLINE Reg not_(Reg a) { return _mm256_xor_si256(a, _mm256_set1_epi32(-1)); }
   static LOWBIT_INLINE Reg and_(Reg a, Reg b) { return _mm256_and_si256(a, b); }

@@ -46,6 +46,7 @@ struct Avx512 {
   static LOWBIT_INLINE void store(void* p, Reg r) { _mm512_storeu_si512(p, r); }
   static LOWBIT_INLINE Reg load_aligned(const void* p) { return _mm512_load_si512(p); }
   static LOWBIT_INLINE void store_aligned(void* p, Reg r) { _mm512_store_si512(p, r); }
+  static LOWBIT_INLINE Reg broadcast(const uint64_t* p) { return _mm512_set1_epi64(int64_t(*p)); }
   static LOWBIT_INLINE Reg zero() { return _mm512_setzero_si512(); }
   static LOWBIT_INLINE Reg not_(Reg a) { return _mm512_ternarylogic_epi64(a, a, a, 0x0f); }
   static LOWBIT_INLINE Reg and_(Reg a, Reg b) { return _mm512_and_si512(a, b); }
@@ -163,18 +164,17 @@ struct NarrowForm {
   class Chain {
    public:
     LOWBIT_INLINE Chain(const uint64_t* planes, int K) : plane_(planes + (K & 1)), left_(K - (K & 1)) {
-      sum_ = V::xor_(K & 1 ? all(planes[0]) : V::zero(), complement<4>());
+      sum_ = V::xor_(K & 1 ? V::broadcast(planes) : V::zero(), complement<4>());
     }
     LOWBIT_INLINE void tabulate(uint8_t* tables, int count) {
       const int real = smaller(count, left_ / 2);
-      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2) tabulate_pair(tables, all(plane_[0]), all(plane_[1]));
+      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2) tabulate_pair(tables, V::broadcast(plane_), V::broadcast(plane_ + 1));
       left_ -= 2 * real;
       for (int i = real; i < count; ++i, tables += kTableBytes) tabulate_pair(tables, V::zero(), V::zero());
     }
     LOWBIT_INLINE void tabulate_parity(uint8_t* table) const { V::store_aligned(table, sum_); }
 
    private:
-    static LOWBIT_INLINE Reg all(uint64_t word) { return _mm512_set1_epi64(int64_t(word)); }
     // All ones in the words whose number has this bit.
     template <int Bit>
     static LOWBIT_INLINE Reg complement() {
@@ -239,13 +239,13 @@ struct NarrowForm {
         ge[j] = _mm512_maskz_set1_epi64(__mmask8(~above), -1);
         t[j] = _mm512_mask_set1_epi64(_mm512_max_epi64(wanted, V::zero()), above, -1);
       }
-      for (int p = 0; p < depth; ++p) {
+      Reg bit = _mm512_set1_epi64(1);
+      for (int p = 0; p < depth; ++p, bit = _mm512_add_epi64(bit, bit)) {
         const Reg plane = V::load(counters + p * 8);
 #pragma GCC unroll 16
         for (int j = 1; j <= kLevels; ++j) {
-          const __mmask8 zeros = _mm512_testn_epi64_mask(t[j], _mm512_set1_epi64(1));
+          const __mmask8 zeros = _mm512_testn_epi64_mask(t[j], bit);
           ge[j] = _mm512_mask_or_epi64(V::and_(plane, ge[j]), zeros, plane, ge[j]);
-          t[j] = _mm512_srli_epi64(t[j], 1);
         }
       }
 #pragma GCC unroll 4

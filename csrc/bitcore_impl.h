@@ -411,25 +411,23 @@ struct WideForm {
   static LOWBIT_INLINE void compare_bits(const uint64_t* counters, int M, int depth, const int32_t* thresholds,
                                          uint64_t* out) {
     constexpr int kLevels = (1 << Bits) - 1;
-    alignas(64) uint64_t constant[2][V::kWords];
-    memset(constant[0], 0xff, sizeof constant[0]);
-    memset(constant[1], 0, sizeof constant[1]);
     for (int m = 0; m < M; ++m, counters += size_t(depth) * V::kWords, thresholds += kLevels) {
       Reg ge[kLevels + 1];
-      uint32_t t[kLevels];
-#pragma GCC unroll 16
+      alignas(64) uint64_t t[kLevels + 1] = {}, constant[kLevels + 1];
       for (int j = 0; j < kLevels; ++j) {
-        const bool above = depth < 31 && thresholds[j] >= int32_t(1) << depth;
-        t[j] = above ? ~uint32_t(0) : thresholds[j] < 0 ? 0 : uint32_t(thresholds[j]);
-        ge[j + 1] = V::load_aligned(constant[above]);
+        const int64_t wanted = thresholds[j];
+        const bool above = wanted >> depth > 0;
+        t[j] = above ? ~uint64_t(0) : wanted < 0 ? 0 : uint64_t(wanted);
+        constant[j] = above ? 0 : ~uint64_t(0);
       }
+#pragma GCC unroll 16
+      for (int j = 1; j <= kLevels; ++j) ge[j] = V::broadcast(constant + j - 1);
       for (int p = 0; p < depth; ++p) {
+        // One more than there are thresholds, a number that vectors divide.
+        for (int j = 0; j < kLevels + (kLevels > 1); ++j) constant[j] = (t[j] >> p & 1) - 1;
         const Reg plane = V::load(counters + size_t(p) * V::kWords);
 #pragma GCC unroll 16
-        for (int j = 0; j < kLevels; ++j) {
-          ge[j + 1] = V::majority(plane, ge[j + 1], V::load_aligned(constant[t[j] & 1]));
-          t[j] >>= 1;
-        }
+        for (int j = 1; j <= kLevels; ++j) ge[j] = V::majority(ge[j], plane, V::broadcast(constant + j - 1));
       }
       // The sets are nested, so bit j of the number of true ones is the parity of every 2^j-th.
 #pragma GCC unroll 4

@@ -22,6 +22,7 @@ struct Neon {
   static LOWBIT_INLINE void store(void* p, Reg r) { vst1q_u8(static_cast<uint8_t*>(p), vreinterpretq_u8_u64(r)); }
   static LOWBIT_INLINE Reg load_aligned(const void* p) { return load(p); }
   static LOWBIT_INLINE void store_aligned(void* p, Reg r) { store(p, r); }
+  static LOWBIT_INLINE Reg broadcast(const uint64_t* p) { return vld1q_dup_u64(p); }
   static LOWBIT_INLINE Reg zero() { return vdupq_n_u64(0); }
   static LOWBIT_INLINE Reg not_(Reg a) { return vreinterpretq_u64_u8(vmvnq_u8(vreinterpretq_u8_u64(a))); }
   static LOWBIT_INLINE Reg and_(Reg a, Reg b) { return vandq_u64(a, b); }

@@ -23,6 +23,7 @@ struct Pair {
   static LOWBIT_INLINE void store(void* p, Reg r) { memcpy(p, &r, sizeof r); }
   static LOWBIT_INLINE Reg load_aligned(const void* p) { return load(__builtin_assume_aligned(p, 16)); }
   static LOWBIT_INLINE void store_aligned(void* p, Reg r) { store(__builtin_assume_aligned(p, 16), r); }
+  static LOWBIT_INLINE Reg broadcast(const uint64_t* p) { return Reg{*p, *p}; }
   static LOWBIT_INLINE Reg zero() { return Reg{0, 0}; }
   static LOWBIT_INLINE Reg not_(Reg a) { return ~a; }
   static LOWBIT_INLINE Reg and_(Reg a, Reg b) { return a & b; }

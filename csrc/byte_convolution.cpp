@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "operations.h"
+#include "phases.h"
 
 namespace lowbit {
 
@@ -26,20 +27,21 @@ class ByteConv final : public Operation {
         lanes_(lanes),
         in_(program.value(c_.input)),
         out_(geometry_of_result(program, c_)),
-        steps_(program, c_.steps, out_) {
+        steps_(program, c_.steps, out_),
+        phases_(c_, in_.geometry, out_) {
     check_shapes(c_, in_, out_);
     if (!c_.thresholds.empty() || !in_.codes.has_zero) throw std::invalid_argument("bytes take steps and a code for 0");
     inputs_ = in_.channels / c_.groups;
     outputs_ = c_.out_channels / c_.groups;
     k_ = inputs_ * c_.kernel_h * c_.kernel_w;
     delta_ = in_.codes.bits == 8 ? 128 : 0;
-    direct_ = c_.stride_h == 1 && c_.stride_w == 1 && in_.geometry == out_;
     at_once_ = outputs_;
     if (out_.groups() * c_.groups < 2 * threads) at_once_ = std::max(16, (outputs_ + threads - 1) / threads);
     pack();
   }
 
   void run(Context& context) override {
+    if (!phases_.direct()) take_apart(context);
     const int sets = (outputs_ + at_once_ - 1) / at_once_;
     context.each(out_.groups() * c_.groups * sets, [&](int item, char* scratch) {
       const int set = item % sets, group = item / sets % c_.groups;
@@ -51,6 +53,10 @@ class ByteConv final : public Operation {
     return up64(static_cast<std::size_t>(k_) * positions) + up64(core_.packed_size(k_, positions)) +
            up64(static_cast<std::size_t>(at_once_ + 1) * positions * 4) + 64;
   }
+  std::size_t shared() const override {
+    if (phases_.direct()) return 0;
+    return static_cast<std::size_t>(phases_.groups()) * 64 * in_.channels * phases_.count();
+  }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
     all.push_back(c_.input);
@@ -58,7 +64,7 @@ class ByteConv final : public Operation {
   }
   std::vector<int> writes() const override { return steps_.writes(); }
   std::string describe() const override {
-    return describe_convolution(c_, in_, out_) + ", " + core_.name + (direct_ ? ", shifts" : ", gathers") +
+    return describe_convolution(c_, in_, out_) + ", " + core_.name + (phases_.direct() ? "" : ", " + std::to_string(phases_.count()) + " phases") +
            steps_.describe();
   }
 
@@ -96,42 +102,38 @@ class ByteConv final : public Operation {
     return static_cast<std::uint8_t*>(rows_->memory) + at * row_;
   }
 
-  // The inputs of 64 positions, [k][64], k over taps, then channels.
-  void fetch(Worker& worker, int first_channel, int group, std::int8_t* out) const {
+  void take_apart(Context& context) {
     const Geometry& g = in_.geometry;
-    const std::int64_t start = 64ll * group;
-    for (int ky = 0; ky < c_.kernel_h; ++ky)
-      for (int kx = 0; kx < c_.kernel_w; ++kx) {
-        const std::int64_t dy = ky * c_.dilation_h - c_.pad_h, dx = kx * c_.dilation_w - c_.pad_w;
-        for (int channel = 0; channel < inputs_; ++channel, out += positions) {
-          const std::uint8_t* source = worker.codes(c_.input, first_channel + channel);
-          if (direct_)
-            std::memcpy(out, source + start + dy * g.pitch + dx, positions);
+    context.each(in_.channels, [&](int channel, char*) {
+      const std::uint8_t* source = context.data.codes(c_.input, channel);
+      for (int phase = 0; phase < phases_.count(); ++phase) {
+        std::uint8_t* target = phase_plane(context.data, channel, phase);
+        phases_.each_row(phase, [&](int row, int column, int count, std::int64_t at) {
+          if (row < 0)
+            std::memset(target + at, in_.codes.pad, static_cast<std::size_t>(count));
           else
-            pick(source, start, dy, dx, out);
-          if (delta_)
-            for (int i = 0; i < positions; ++i) out[i] = static_cast<std::int8_t>(out[i] ^ -128);
-        }
+            lanes_.every(source + row * g.pitch + column, c_.stride_w, count, target + at);
+        });
       }
+    });
   }
 
-  void pick(const std::uint8_t* source, std::int64_t start, std::int64_t dy, std::int64_t dx, std::int8_t* out) const {
-    for (int done = 0; done < positions;) {
-      const std::int64_t at = start + done, y = at / out_.pitch, x = at % out_.pitch;
-      const int left = static_cast<int>(std::min<std::int64_t>(positions - done, out_.pitch - x));
-      const int inside = static_cast<int>(std::clamp<std::int64_t>(out_.width - x, 0, left));
-      if (y >= out_.height || !inside) {
-        std::memset(out + done, 0, static_cast<std::size_t>(left));
-      } else {
-        const std::uint8_t* from = source + (y * c_.stride_h + dy) * in_.geometry.pitch + x * c_.stride_w + dx;
-        if (c_.stride_w == 2)
-          for (int i = 0; i < inside; ++i) out[done + i] = static_cast<std::int8_t>(from[2 * i]);
-        else
-          for (int i = 0; i < inside; ++i) out[done + i] = static_cast<std::int8_t>(from[i * c_.stride_w]);
-        std::memset(out + done + inside, 0, static_cast<std::size_t>(left - inside));
+  std::uint8_t* phase_plane(Worker& worker, int channel, int phase) const {
+    const std::size_t index = static_cast<std::size_t>(channel) * phases_.count() + phase;
+    return static_cast<std::uint8_t*>(worker.shared.memory) + index * static_cast<std::size_t>(phases_.groups()) * 64;
+  }
+
+  // The inputs of 64 positions, [k][64], k over taps, then channels.
+  void fetch(Worker& worker, int first_channel, int group, std::int8_t* out) const {
+    const std::int64_t start = 64ll * group;
+    for (const Phases::Tap& tap : phases_.taps())
+      for (int channel = first_channel; channel < first_channel + inputs_; ++channel, out += positions) {
+        const std::uint8_t* source =
+            phases_.direct() ? worker.codes(c_.input, channel) : phase_plane(worker, channel, tap.phase);
+        std::memcpy(out, source + start + tap.shift, positions);
+        if (delta_)
+          for (int i = 0; i < positions; ++i) out[i] = static_cast<std::int8_t>(out[i] ^ -128);
       }
-      done += left;
-    }
   }
 
   void block(Worker& worker, int channels, int first, int group, char* scratch) {
@@ -160,8 +162,8 @@ class ByteConv final : public Operation {
   const Value in_;
   const Geometry out_;
   Steps steps_;
+  const Phases phases_;
   int inputs_ = 0, outputs_ = 0, k_ = 0, at_once_ = 1, delta_ = 0;
-  bool direct_ = false;
   std::size_t row_ = 0;
   std::unique_ptr<Aligned> rows_;
   std::vector<std::int32_t> offsets_;

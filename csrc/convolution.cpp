@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "operations.h"
+#include "phases.h"
 
 namespace lowbit {
 
@@ -26,12 +27,12 @@ int bit_length(std::int64_t number) {
 // `count` bits of a row, from bit `position` on at a distance of `stride`, to out from bit `at` on (which is zero there).
 void pick(const std::uint64_t* source, std::int64_t position, int stride, int count, std::uint64_t* out,
           std::int64_t at) {
-  const auto word_at = [&](std::int64_t bit) {
+  const auto word_at = [&](std::int64_t bit) {  // a stride of 0 repeats one word
     const std::uint64_t* word = source + (bit >> 6);
     const int right = static_cast<int>(bit & 63);
     return right ? (word[0] >> right) | (word[1] << (64 - right)) : word[0];
   };
-  const int chunk = stride == 1 ? 64 : stride == 2 ? 32 : 1;
+  const int chunk = stride < 2 ? 64 : stride == 2 ? 32 : 1;
   for (int done = 0; done < count; done += chunk) {
     const int some = std::min(chunk, count - done);
     std::uint64_t bits = word_at(position + static_cast<std::int64_t>(done) * stride);
@@ -51,10 +52,6 @@ void pick(const std::uint64_t* source, std::int64_t position, int stride, int co
   }
 }
 
-struct Tap {
-  int dy, dx;
-};
-
 // Rows that one call of the core takes: the counters of that many fit the second-level cache beside the tables.
 constexpr int rows_at_once = 128;
 
@@ -72,15 +69,13 @@ class Conv final : public Operation {
         lanes_(lanes),
         in_(program.value(c_.input)),
         out_(geometry_of_result(program, c_)),
-        steps_(program, c_.steps, out_) {
+        steps_(program, c_.steps, out_),
+        phases_(c_, in_.geometry, out_),
+        taps_(phases_.taps()) {
     check();
     inputs_ = in_.channels / c_.groups;
     outputs_ = c_.out_channels / c_.groups;
-    for (int y = 0; y < c_.kernel_h; ++y)
-      for (int x = 0; x < c_.kernel_w; ++x)
-        taps_.push_back({y * c_.dilation_h - c_.pad_h, x * c_.dilation_w - c_.pad_w});
     k_ = inputs_ * static_cast<int>(taps_.size());
-    direct_ = c_.stride_h == 1 && c_.stride_w == 1 && in_.geometry == out_;
     kappa_ = 2 * c_.weight_low / c_.weight_step + (1 << c_.weight_bits) - 1;
     const std::int64_t digits = (1 << c_.weight_bits) - 1, codes = (1 << in_.codes.bits) - 1;
     depth_ = bit_length((digits + (kappa_ != 0)) * codes * k_);
@@ -92,7 +87,7 @@ class Conv final : public Operation {
   }
 
   void run(Context& context) override {
-    if (!direct_) gather_all(context);
+    if (!phases_.direct()) take_apart(context);
     const int blocks = (out_.groups() + words_ - 1) / words_;
     const int sets = static_cast<int>(rows_.size());
     context.each(blocks * sets, [&](int item, char* scratch) {
@@ -104,8 +99,8 @@ class Conv final : public Operation {
     return planes_bytes() + 2 * counters_bytes() + core_scratch() + codes_bytes() + sums_bytes() + 64;
   }
   std::size_t shared() const override {
-    if (direct_) return 0;
-    return static_cast<std::size_t>(out_.groups() + widest_block + 1) * in_.channels * in_.codes.bits * taps_.size() * 8;
+    if (phases_.direct()) return 0;
+    return static_cast<std::size_t>(phases_.groups()) * in_.channels * in_.codes.bits * phases_.count() * 8;
   }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
@@ -118,7 +113,7 @@ class Conv final : public Operation {
   }
   std::string describe() const override {
     return describe_convolution(c_, in_, out_) + (narrow_ ? ", narrow" : ", wide") +
-           (direct_ ? ", shifts" : ", gathers") +
+           (phases_.direct() ? "" : ", " + std::to_string(phases_.count()) + " phases") +
            (c_.thresholds.empty() ? steps_.describe() : ", thresholds " + std::to_string(c_.output));
   }
 
@@ -188,8 +183,9 @@ class Conv final : public Operation {
       for (int x = 0; x < out_.width; ++x) {
         std::vector<bool> outside;
         bool any = false;
-        for (const Tap& tap : taps_) {
-          const int sy = y * c_.stride_h + tap.dy, sx = x * c_.stride_w + tap.dx;
+        for (std::size_t tap = 0; tap < taps_.size(); ++tap) {
+          const int sy = y * c_.stride_h + static_cast<int>(tap) / c_.kernel_w * c_.dilation_h - c_.pad_h;
+          const int sx = x * c_.stride_w + static_cast<int>(tap) % c_.kernel_w * c_.dilation_w - c_.pad_w;
           outside.push_back(sy < 0 || sx < 0 || sy >= in_.geometry.height || sx >= in_.geometry.width);
           any = any || outside.back();
         }
@@ -253,43 +249,38 @@ class Conv final : public Operation {
   }
   std::size_t sums_bytes() const { return up64(static_cast<std::size_t>(padded_rows()) * words_ * 64 * 4); }
 
-  // Every tap of every channel as one plane over the output's positions.
-  void gather_all(Context& context) {
+  void take_apart(Context& context) {
     const Geometry& g = in_.geometry;
-    const std::int64_t length = out_.groups() + widest_block + 1;
-    const int planes = in_.channels * in_.codes.bits;
-    context.each(planes, [&](int item, char*) {
+    context.each(in_.channels * in_.codes.bits, [&](int item, char*) {
       const int channel = item / in_.codes.bits, j = item % in_.codes.bits;
       const std::uint64_t* source = context.data.plane(c_.input, channel, j);
-      for (std::size_t tap = 0; tap < taps_.size(); ++tap) {
-        std::uint64_t* target = gathered(context.data, channel, j, tap);
-        std::fill_n(target, length, 0);
-        for (int y = 0; y < out_.height; ++y) {
-          const std::int64_t row = (y * c_.stride_h + taps_[tap].dy) * g.pitch + taps_[tap].dx;
-          pick(source, g.front + row, c_.stride_w, out_.width, target, y * out_.pitch);
-        }
+      const std::uint64_t pad = (in_.codes.pad >> j) & 1 ? ~0ull : 0ull;
+      for (int phase = 0; phase < phases_.count(); ++phase) {
+        std::uint64_t* target = phase_plane(context.data, channel, j, phase);
+        std::fill_n(target, phases_.groups(), 0);
+        phases_.each_row(phase, [&](int row, int column, int count, std::int64_t at) {
+          if (row >= 0)
+            pick(source, g.front + row * g.pitch + column, c_.stride_w, count, target, at);
+          else if (pad)
+            pick(&pad, 0, 0, count, target, at);
+        });
       }
     });
   }
 
-  std::uint64_t* gathered(Worker& worker, int channel, int j, std::size_t tap) const {
-    const std::size_t length = static_cast<std::size_t>(out_.groups() + widest_block + 1);
-    return static_cast<std::uint64_t*>(worker.shared.memory) +
-           ((static_cast<std::size_t>(channel) * in_.codes.bits + j) * taps_.size() + tap) * length;
+  std::uint64_t* phase_plane(Worker& worker, int channel, int j, int phase) const {
+    const std::size_t index = (static_cast<std::size_t>(channel) * in_.codes.bits + j) * phases_.count() + phase;
+    return static_cast<std::uint64_t*>(worker.shared.memory) + index * static_cast<std::size_t>(phases_.groups());
   }
 
   void fetch(Worker& worker, int first_channel, int group, std::uint64_t* planes) {
-    const Geometry& g = in_.geometry;
+    const std::int64_t start = 64ll * group + (phases_.direct() ? in_.geometry.front : 0);
     for (int j = 0; j < in_.codes.bits; ++j)
-      for (std::size_t tap = 0; tap < taps_.size(); ++tap)
-        for (int channel = 0; channel < inputs_; ++channel, planes += words_) {
-          if (direct_)
-            lanes_.shifted(worker.plane(c_.input, first_channel + channel, j),
-                           g.front + 64 * group + taps_[tap].dy * g.pitch + taps_[tap].dx, words_, planes);
-          else
-            std::memcpy(planes, gathered(worker, first_channel + channel, j, tap) + group,
-                        static_cast<std::size_t>(words_) * 8);
-        }
+      for (const Phases::Tap& tap : taps_)
+        for (int channel = first_channel; channel < first_channel + inputs_; ++channel, planes += words_)
+          lanes_.shifted(phases_.direct() ? worker.plane(c_.input, channel, j)
+                                          : phase_plane(worker, channel, j, tap.phase),
+                         start + tap.shift, words_, planes);
   }
 
   void block(Worker& worker, const Rows& rows, int group, char* scratch) {
@@ -384,9 +375,10 @@ class Conv final : public Operation {
   const Value in_;
   const Geometry out_;
   Steps steps_;
+  const Phases phases_;
+  const std::vector<Phases::Tap>& taps_;
   int inputs_ = 0, outputs_ = 0, k_ = 0, kappa_ = 0, depth_ = 0, words_ = 1, at_once_ = 1;
-  bool direct_ = false, narrow_ = false;
-  std::vector<Tap> taps_;
+  bool narrow_ = false;
   std::vector<Rows> rows_;
   std::unique_ptr<Aligned> all_;
   std::vector<std::vector<bool>> classes_;

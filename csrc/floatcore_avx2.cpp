@@ -62,6 +62,8 @@ struct Avx2 {
     }
   }
 
+  static void settle(Float& x) { asm volatile("" : "+x"(x)); }
+
   template <int Bits, int F>
   LOWBIT_FLOAT_INLINE static Float level(Int field, const Constants<Bits>& constants) {
     if constexpr (Bits == 4) {

@@ -52,6 +52,8 @@ struct Avx512 {
     }
   }
 
+  static void settle(Float& x) { asm volatile("" : "+v"(x)); }
+
   template <int Bits, int F>
   static Float level(Int field, const Constants<Bits>& constants) {
     return _mm512_permutexvar_ps(field, constants.levels);

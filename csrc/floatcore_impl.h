@@ -113,6 +113,8 @@ struct Panel {
 
 // `Isa` describes an instruction set:
 //   lanes, Int, Float; zero, load, load_words, load_some, store, store_some, broadcast, add, multiply_add
+//   rows, vectors_*    rows at a time, and vectors of outputs for that many, for 4, and for 1 or 2 rows
+//   settle(x)          nothing, but the compiler must have computed x by then
 //   table              entries of a table, for `pick`
 //   group<Bits>()      1: weights become levels, which are multiplied by x. More: so many weights at a time choose among
 //                      the sums that x can form with them, which a table holds
@@ -146,6 +148,13 @@ LOWBIT_FLOAT_INLINE void fields(const typename Isa::Int (&words)[Vectors][Unit<B
       for (int v = 0; v < Vectors; ++v) sums[r][v] = Isa::multiply_add(factor, level[v], sums[r][v]);
     }
   }
+  // Compilers would otherwise look everything up first and keep the results of all fields on the stack.
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) Isa::settle(sums[r][v]);
+  }
+  asm volatile("" ::: "memory");
   if constexpr (F + 1 < Unit<Bits>::depth / group) fields<Isa, Bits, Rows, Vectors, F + 1>(words, constants, x, sums);
 }
 

@@ -58,6 +58,8 @@ struct Neon {
     }
   }
 
+  static void settle(Float& x) { asm volatile("" : "+w"(x)); }
+
   template <int Bits, int F>
   static Float level(Int field, const Constants<Bits>& constants) {
     return vfmaq_f32(constants.low, vcvtq_f32_u32(field), constants.step);

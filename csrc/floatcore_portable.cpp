@@ -53,6 +53,8 @@ struct Portable {
     }
   }
 
+  static void settle(Float&) {}
+
   template <int Bits, int F>
   static Float level(Int field, const Constants<Bits>& constants) {
     return __builtin_convertvector(reinterpret_cast<Signed>(field), Float) * constants.step + constants.low;

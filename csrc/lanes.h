@@ -42,6 +42,14 @@ struct LaneOps {
   // out[w] = the 64 bits of `source` from bit `position` + 64·w on.
   void (*shifted)(const std::uint64_t* source, std::int64_t position, int words, std::uint64_t* out);
 
+  // out[i] = source[stride · i], a byte each.
+  void (*every)(const std::uint8_t* source, int stride, int count, std::uint8_t* out);
+
+  // a = the larger of a and b; what is no number wins, as in torch.
+  void (*largest)(float* a, const float* b, int count);
+  // out[i] = the largest of the `kernel` numbers from source[stride · i] on
+  void (*largest_of)(const float* source, int kernel, int stride, int count, float* out);
+
   // The steps over `groups` groups of 64 positions, from y = float((counts·slope + offset) / 2 + shared) on, where the
   // sum is even (no `shared`: 0),
   void (*finish_counts)(const std::int32_t* counts, std::int32_t slope, std::int32_t offset, const std::int32_t* shared,

@@ -112,32 +112,74 @@ static void shifted(const std::uint64_t* source, std::int64_t position, int word
   for (int w = 0; w < words; ++w) out[w] = (source[w] >> right) | (source[w + 1] << (64 - right));
 }
 
+static void every(const std::uint8_t* source, int stride, int count, std::uint8_t* out) {
+  if (stride == 1) {
+    std::memcpy(out, source, static_cast<std::size_t>(count));
+  } else if (stride == 2) {
+    for (int i = 0; i < count; ++i) out[i] = source[2 * i];
+  } else {
+    for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
+  }
+}
+
+static inline float winner(float a, float b) { return b > a || b != b ? b : a; }
+
+static void largest(float* a, const float* b, int count) {
+  for (int i = 0; i < count; ++i) a[i] = winner(a[i], b[i]);
+}
+
+static void largest_of(const float* source, int kernel, int stride, int count, float* out) {
+  for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
+  for (int k = 1; k < kernel; ++k) {
+    if (stride == 2)
+      for (int i = 0; i < count; ++i) out[i] = winner(out[i], source[2 * i + k]);
+    else
+      for (int i = 0; i < count; ++i) out[i] = winner(out[i], source[static_cast<std::ptrdiff_t>(stride) * i + k]);
+  }
+}
+
 static inline Ints codes_of(Reals y, const Quantizer& q) {
   Reals z = smaller(larger(y * q.reciprocal, all(q.low)), all(q.high));  // what is no number becomes the lowest
   z = q.rounding == Rounding::nearest ? nearest(z) : upward(z * q.keep);
   return __builtin_convertvector(z - q.low, Ints);
 }
 
+// Bit v·w + i for lane i of vector v.
+template <class F>
+static inline std::uint64_t gather_bits(F&& of_vector) {
+  std::uint64_t bits = 0;
+#pragma GCC unroll 16
+  for (int v = 0; v < vectors; ++v) bits |= of_vector(v) << (v * lanes_wide);
+  return bits;
+}
+
+static inline std::uint64_t above(Reals y, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(y, _mm512_set1_ps(limit), _CMP_GT_OQ);
+#else
+  return bit_of(Ints(y > limit), 0);
+#endif
+}
+
+static inline void put_plane(const RowStep& step, int group, int j, std::uint64_t bits) {
+  const std::uint64_t mask = step.mask[group], pad = (step.pad >> j) & 1 ? ~0ull : 0ull;
+  step.planes[j * step.stride + group] = (bits & mask) | (pad & ~mask);
+}
+
 static inline void write_planes(const Reals (&y)[vectors], const RowStep& step, int group) {
   const Quantizer& q = *step.quantizer;
-  const std::uint64_t mask = step.mask[group];
-  const auto put = [&](int j, std::uint64_t bits) {
-    const std::uint64_t pad = (step.pad >> j) & 1 ? ~0ull : 0ull;
-    step.planes[j * step.stride + group] = (bits & mask) | (pad & ~mask);
-  };
   if (q.rounding == Rounding::sign) {
-    std::uint64_t bits = 0;
-    for (int v = 0; v < vectors; ++v) bits |= not_negative(y[v]) << (v * lanes_wide);
-    put(0, bits);
+    put_plane(step, group, 0, gather_bits([&](int v) { return not_negative(y[v]); }));
+    return;
+  }
+  if (q.rounding == Rounding::nearest && q.bits == 1 && q.low == 0) {  // one half goes to the even code, 0
+    put_plane(step, group, 0, gather_bits([&](int v) { return above(y[v] * q.reciprocal, 0.5f); }));
     return;
   }
   Ints codes[vectors];
+#pragma GCC unroll 16
   for (int v = 0; v < vectors; ++v) codes[v] = codes_of(y[v], q);
-  for (int j = 0; j < q.bits; ++j) {
-    std::uint64_t bits = 0;
-    for (int v = 0; v < vectors; ++v) bits |= bit_of(codes[v], j) << (v * lanes_wide);
-    put(j, bits);
-  }
+  for (int j = 0; j < q.bits; ++j) put_plane(step, group, j, gather_bits([&](int v) { return bit_of(codes[v], j); }));
 }
 
 static inline void write_bytes(const Reals (&y)[vectors], const RowStep& step, int group) {
@@ -188,32 +230,109 @@ static inline void finish_group(Reals (&y)[vectors], int group, const RowStep* s
   }
 }
 
-static void finish_counts(const std::int32_t* counts, std::int32_t slope, std::int32_t offset,
-                          const std::int32_t* shared, int groups, const RowStep* steps, int number) {
-  const bool single = slope == 2;  // the usual case: no product, no shift
+// The usual epilogue as straight code: ((n·m + b)·α + β) [+ other], [ReLU], [store], [quantize].
+struct Usual {
+  float m = 1, b = -0.0f, slope = 1, offset = -0.0f;  // what changes nothing, exactly
+  const RowStep *other = nullptr, *store = nullptr, *quantize = nullptr;
+  bool relu = false;
+};
+
+static bool usual(const RowStep* steps, int number, Usual& u) {
+  int stage = 0;  // how far along the sequence above
+  for (const RowStep* step = steps; step < steps + number; ++step) {
+    switch (step->kind) {
+      case StepKind::multiply:
+        if (stage == 0) u.m = step->factor, stage = 1;
+        else if (stage <= 2) u.slope = step->factor, stage = 3;
+        else return false;
+        break;
+      case StepKind::add:
+        if (stage <= 1) u.b = step->factor, stage = 2;
+        else if (stage <= 3) u.offset = step->factor, stage = 4;
+        else return false;
+        break;
+      case StepKind::add_value:
+        if (stage > 4) return false;
+        u.other = step, stage = 5;
+        break;
+      case StepKind::relu:
+        if (stage > 5) return false;
+        u.relu = true, stage = 6;
+        break;
+      case StepKind::store:
+        if (stage > 6) return false;
+        u.store = step, stage = 7;
+        break;
+      default:
+        if (stage > 7) return false;
+        u.quantize = step, stage = 8;
+    }
+  }
+  return true;
+}
+
+template <bool other, bool relu, bool store, class Source>
+static void finish_usual(const Usual& u, int groups, Source&& source) {
   for (int group = 0; group < groups; ++group) {
     Reals y[vectors];
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
       const int at = 64 * group + v * lanes_wide;
-      const Ints n = load(counts + at);
-      Ints sum = single ? n + offset / 2 : (n * slope + offset) >> 1;
-      if (shared) sum += load(shared + at);
-      y[v] = __builtin_convertvector(sum, Reals);
+      y[v] = (source(at) * u.m + u.b) * u.slope + u.offset;
+      if (other) y[v] += load(u.other->other + at);
+      if (relu) y[v] = larger(Reals{}, y[v]);
+      if (store) std::memcpy(u.store->floats + at, &y[v], sizeof(Reals));
     }
-    finish_group(y, group, steps, number);
+    if (!u.quantize) continue;
+    if (u.quantize->kind == StepKind::quantize)
+      write_planes(y, *u.quantize, group);
+    else
+      write_bytes(y, *u.quantize, group);
   }
 }
 
-static void finish_floats(const float* from, int groups, const RowStep* steps, int number) {
-  for (int group = 0; group < groups; ++group) {
-    Reals y[vectors];
-    for (int v = 0; v < vectors; ++v) y[v] = load(from + 64 * group + v * lanes_wide);
-    finish_group(y, group, steps, number);
+template <class Source>
+static void finish_rows(int groups, const RowStep* steps, int number, Source&& source) {
+  Usual u;
+  if (!usual(steps, number, u)) {
+    for (int group = 0; group < groups; ++group) {
+      Reals y[vectors];
+      for (int v = 0; v < vectors; ++v) y[v] = source(64 * group + v * lanes_wide);
+      finish_group(y, group, steps, number);
+    }
+    return;
   }
+  switch ((u.other ? 4 : 0) + (u.relu ? 2 : 0) + (u.store ? 1 : 0)) {
+    case 0: return finish_usual<false, false, false>(u, groups, source);
+    case 1: return finish_usual<false, false, true>(u, groups, source);
+    case 2: return finish_usual<false, true, false>(u, groups, source);
+    case 3: return finish_usual<false, true, true>(u, groups, source);
+    case 4: return finish_usual<true, false, false>(u, groups, source);
+    case 5: return finish_usual<true, false, true>(u, groups, source);
+    case 6: return finish_usual<true, true, false>(u, groups, source);
+    default: return finish_usual<true, true, true>(u, groups, source);
+  }
+}
+
+static void finish_counts(const std::int32_t* counts, std::int32_t slope, std::int32_t offset,
+                          const std::int32_t* shared, int groups, const RowStep* steps, int number) {
+  const auto real = [](Ints n) { return __builtin_convertvector(n, Reals); };
+  if (slope == 2 && !shared)
+    finish_rows(groups, steps, number, [&](int at) { return real(load(counts + at) + offset / 2); });
+  else if (!shared)
+    finish_rows(groups, steps, number, [&](int at) { return real((load(counts + at) * slope + offset) >> 1); });
+  else
+    finish_rows(groups, steps, number, [&](int at) {
+      return real(((load(counts + at) * slope + offset) >> 1) + load(shared + at));
+    });
+}
+
+static void finish_floats(const float* from, int groups, const RowStep* steps, int number) {
+  finish_rows(groups, steps, number, [&](int at) { return load(from + at); });
 }
 
 }  // namespace
 }  // namespace lowbit
 
 #define LOWBIT_LANE_OPS(NAME) \
-  { NAME, shifted, finish_counts, finish_floats }
+  { NAME, shifted, every, largest, largest_of, finish_counts, finish_floats }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
 namespace lowbit {
@@ -47,8 +48,14 @@ class Map final : public Operation {
 
 class Pool2d final : public Operation {
  public:
-  Pool2d(const Program& program, int input, int output, int kernel, int stride, int padding)
-      : program_(program), input_(input), output_(output), kernel_(kernel), stride_(stride), padding_(padding) {
+  Pool2d(const Program& program, int input, int output, int kernel, int stride, int padding, const LaneOps& lanes)
+      : program_(program),
+        input_(input),
+        output_(output),
+        kernel_(kernel),
+        stride_(stride),
+        padding_(padding),
+        lanes_(lanes) {
     const Geometry &in = program.value(input).geometry, &out = program.value(output).geometry;
     const auto fits = [&](int before, int after) { return after == (before + 2 * padding - kernel) / stride + 1; };
     if (!fits(in.height, out.height) || !fits(in.width, out.width) || 2 * padding > kernel)
@@ -58,34 +65,33 @@ class Pool2d final : public Operation {
   void run(Context& context) override {
     const Geometry &in = program_.value(input_).geometry, &out = program_.value(output_).geometry;
     context.each(program_.value(input_).channels, [&](int c, char* scratch) {
-      auto* column = reinterpret_cast<float*>(scratch);  // the largest of each column of the window's rows
+      // The largest of each column of the window's rows, between −∞ for the padding.
+      auto* column = reinterpret_cast<float*>(scratch) + padding_;
       const float* source = context.data.floats(input_, c);
       float* target = context.data.floats(output_, c);
+      std::fill(column - padding_, column, -infinity);
+      std::fill(column + in.width, column + in.width + kernel_, -infinity);
       for (int y = 0; y < out.height; ++y, target += out.pitch) {
-        const int first = std::max(y * stride_ - padding_, 0), last = std::min(y * stride_ - padding_ + kernel_, in.height);
+        const int first = std::max(y * stride_ - padding_, 0);
+        const int last = std::min(y * stride_ - padding_ + kernel_, in.height);
         std::memcpy(column, source + first * in.pitch, sizeof(float) * in.width);
-        for (int row = first + 1; row < last; ++row)
-          for (int x = 0; x < in.width; ++x) column[x] = larger(column[x], source[row * in.pitch + x]);
-        for (int x = 0; x < out.width; ++x) {
-          const int from = std::max(x * stride_ - padding_, 0), to = std::min(x * stride_ - padding_ + kernel_, in.width);
-          float most = column[from];
-          for (int i = from + 1; i < to; ++i) most = larger(most, column[i]);
-          target[x] = most;
-        }
+        for (int row = first + 1; row < last; ++row) lanes_.largest(column, source + row * in.pitch, in.width);
+        lanes_.largest_of(column - padding_, kernel_, stride_, out.width, target);
       }
     });
   }
-  std::size_t scratch() const override { return sizeof(float) * (program_.value(input_).geometry.width + 16); }
+  std::size_t scratch() const override {
+    return sizeof(float) * (program_.value(input_).geometry.width + 2 * kernel_ + 16);
+  }
   std::vector<int> reads() const override { return {input_}; }
   std::vector<int> writes() const override { return {output_}; }
   std::string describe() const override { return "pool " + std::to_string(input_) + " -> " + std::to_string(output_); }
 
  private:
-  // As torch: what is no number wins.
-  static float larger(float a, float b) { return b > a || b != b ? b : a; }
-
+  static constexpr float infinity = std::numeric_limits<float>::infinity();
   const Program& program_;
   int input_, output_, kernel_, stride_, padding_;
+  const LaneOps& lanes_;
 };
 
 class Subsample final : public Operation {
@@ -264,8 +270,8 @@ std::unique_ptr<Operation> make_map(const Program& program, int input, std::vect
 }
 
 std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,
-                                     int padding) {
-  return std::make_unique<Pool2d>(program, input, output, kernel, stride, padding);
+                                     int padding, const LaneOps& lanes) {
+  return std::make_unique<Pool2d>(program, input, output, kernel, stride, padding, lanes);
 }
 
 std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride) {

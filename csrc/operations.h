@@ -121,7 +121,7 @@ std::unique_ptr<Operation> make_convolution(const Program& program, Convolution 
 std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolution convolution,
                                                  const ByteCore& core, const LaneOps& lanes, int threads);
 std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,
-                                     int padding);
+                                     int padding, const LaneOps& lanes);
 std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes);
 std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride);
 

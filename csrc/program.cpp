@@ -101,7 +101,7 @@ void Program::map(int input, std::vector<Step> steps) {
 }
 
 void Program::pool(int input, int output, int kernel, int stride, int padding) {
-  operations_.push_back(make_pool(*this, input, output, kernel, stride, padding));
+  operations_.push_back(make_pool(*this, input, output, kernel, stride, padding, *lanes_));
 }
 
 void Program::subsample(int input, int output, int stride) {

@@ -11,7 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowbit._errors import CheckpointError, ConfigError, DataError, DivergedError, LowbitError, UnknownNameError
+    from lowbit._errors import (
+        ArtefactError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DivergedError,
+        ExportError,
+        LowbitError,
+        UnknownNameError,
+    )
+    from lowbit.deploy.artefact import load
+    from lowbit.deploy.compiled import compile
+    from lowbit.deploy.export import export
+    from lowbit.deploy.verify import verify
     from lowbit.layers import (
         FakeQuantize,
         calibrate,
@@ -27,26 +40,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArtefactError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DivergedError",
+    "ExportError",
     "FakeQuantize",
     "LowbitError",
     "TrainConfig",
     "UnknownNameError",
     "calibrate",
+    "compile",
     "convert",
     "evaluate",
+    "export",
     "latent_parameters",
+    "load",
     "plan",
     "scale_parameters",
     "set_progress",
     "summary",
     "train",
+    "verify",
 ]
 
 _HOME = {
+    **dict.fromkeys(("compile", "export", "load", "verify"), "lowbit.deploy"),
     **dict.fromkeys(("TrainConfig", "evaluate", "train"), "lowbit.training"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "lowbit._errors"),
 }

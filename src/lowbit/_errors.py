@@ -30,6 +30,14 @@ class CheckpointError(LowbitError):
     """A run folder or checkpoint that cannot be used as asked."""
 
 
+class ArtefactError(LowbitError):
+    """An exported file that is damaged, does not fit the model, or does not compute what the model computes."""
+
+
+class ExportError(LowbitError):
+    """A model that cannot be exported as asked, or whose exported file does not compute what the model computes."""
+
+
 class DivergedError(LowbitError):
     """Training stopped because the loss became NaN, infinite or ran away."""
 

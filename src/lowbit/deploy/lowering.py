@@ -119,7 +119,7 @@ class Lowering:
         first = shapes[segment.nodes[0]]
         if first.ndim == 2:
             self.rows = first.shape[0] if first.shape[0] == 1 else -(-first.shape[0] // 64) * 64
-        self.margin = max(_padding(self._module(n)) for n in segment.nodes if segment.kinds[n] == "layer")
+        self.margin = max(_margin(self._module(n)) for n in segment.nodes if segment.kinds[n] == "layer")
         self.values: dict[fx.Node, int] = {}  # floats that exist
         self.chains: dict[fx.Node, _Chain] = {}  # values on their way
         self.codes: dict[fx.Node, int] = {}  # layer → codes of its input
@@ -343,5 +343,10 @@ def _both(layer: Any) -> tuple[int, int]:
     return int(layer.padding[0]), int(layer.padding[1])
 
 
-def _padding(layer: Any) -> int:
-    return max(_both(layer)) if hasattr(layer, "padding") else 0
+def _margin(layer: Any) -> int:
+    """How many positions must lie between two rows: the padding, and how far a row's taps spread in strides."""
+    if not hasattr(layer, "padding"):
+        return 0
+    pads = _both(layer)
+    taps = [k * layer.dilation[1] - pads[1] for k in range(layer.kernel_size[1])]
+    return max(*pads, taps[-1] // layer.stride[1] - taps[0] // layer.stride[1])

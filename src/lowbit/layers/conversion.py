@@ -135,7 +135,7 @@ class ConversionPlan:
                 module.weight_quantizer.requires_grad_(False)  # a frozen layer stays as it is
             module.train(module.training)
         for module in modules.values():
-            _leave_fast_path(module)
+            leave_fast_path(module)
             if self.converted and type(module) in NORMS:
                 module.__class__ = NORMS[type(module)]
         return result
@@ -314,7 +314,7 @@ def _obstacle(model: nn.Module, name: str, module: nn.Module) -> str:
     return ""
 
 
-def _leave_fast_path(module: nn.Module) -> None:
+def leave_fast_path(module: nn.Module) -> None:
     """Keep torch's transformer encoders from their fused evaluation path, which reads weights past the quantizers."""
     if not any(isinstance(inner, (*QUANT_LAYERS, QuantReLU)) for inner in module.modules()):
         return

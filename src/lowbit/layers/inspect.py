@@ -66,12 +66,12 @@ def calibrate(model: nn.Module, *inputs: Tensor) -> None:
     Batch normalisation uses the batch's statistics and its running statistics are left as they were.
     """
     modes = [(module, module.training) for module in model.modules()]
-    for module in model.modules():
-        if isinstance(module, Scale):
-            module.reset()
     try:
         with frozen_statistics(model):
-            model.train()
+            model.train()  # first: a model that cannot be trained says so, and keeps its scales
+            for module in model.modules():
+                if isinstance(module, Scale):
+                    module.reset()
             model(*inputs)
     finally:
         for module, mode in modes:

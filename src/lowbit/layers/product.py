@@ -17,7 +17,8 @@ from lowbit.layers.fused import feed
 from lowbit.quantizers import PerGroup, PerTensor
 
 Operation: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-EXACT = {torch.float32: 2**24, torch.float64: 2**53}  # up to here every whole number is one of the dtype
+LARGEST_FLOAT32 = 2**24  # up to here every whole number is a float32
+LARGEST_FAST = 2**13  # up to here a fast convolution algorithm (Winograd's), which is not exact, errs by less than 1/2
 
 
 def product(layer: nn.Module, input: Tensor, operation: Operation, fan_in: int, channels: int) -> Tensor:
@@ -71,12 +72,15 @@ def _whole(layer: nn.Module, input: Tensor, operation: Operation, fan_in: int, c
     n_x, unit_x = layer.input_quantizer.integers(input)  # type: ignore[operator, union-attr]
     n_w, unit_w = layer.weight_quantizer.integers(layer.weight)  # type: ignore[operator, union-attr]
     device, dtype = input.device.type, n_x.dtype
-    wide = torch.float64 if largest_sum(layer, fan_in) > EXACT[torch.float32] else dtype
+    # oneDNN's direct convolutions add whole numbers exactly; other backends may choose a fast algorithm.
+    direct = device == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    limit = LARGEST_FLOAT32 if direct else LARGEST_FAST
+    wide = torch.float64 if largest_sum(layer, fan_in) > limit else dtype
     final = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
     with torch.autocast(device, enabled=False):
         sums = operation(n_x.to(wide), n_w.to(wide), None)
-        if device != "cpu":
-            sums = sums.round()  # a fast convolution algorithm may be a little off
+        if not direct:
+            sums = sums.round()
         multiplier = (unit_x * unit_w).to(dtype)
         after = -1 - channels
         if multiplier.ndim:

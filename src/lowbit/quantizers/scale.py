@@ -99,13 +99,15 @@ class Scale(nn.Module):
             first = rule(blocks.detach(), dims)
             if not self._initialize(first) and not self.training:
                 return positive(first)
+        # A half-precision scale is exact in float32, in which half-precision tensors are quantized; 1/s must be too.
+        value = self.value.to(blocks.dtype)
         if self.policy == "fitted":
-            return positive(self.value)
+            return positive(value)
         shared = math.prod([blocks.shape[d] for d in dims if not (self.batched and d == 0)])
         factor = 1.0 / math.sqrt(shared * self.grid.high)
-        constant = self.value.detach()
+        constant = value.detach()
         # Not s·f + (s − s·f): that is s only up to rounding, and the value must be s exactly.
-        return positive(constant + (self.value - constant) * factor)
+        return positive(constant + (value - constant) * factor)
 
     @torch.no_grad()
     def _initialize(self, first: Tensor) -> bool:
