@@ -28,19 +28,11 @@ struct Avx512 {
   static constexpr int kScale = 8;
   static constexpr int kPlaneStride = kWords;
   static constexpr int kLog = 6;
+  static constexpr int kChunk = 1 << kLog;
   static constexpr int kUpper = 0;
-#ifndef WIDE_BLOCK
-#define WIDE_BLOCK 8
-#endif
-#ifndef FEW_BLOCK
-#define FEW_BLOCK 4
-#endif
-#ifndef COUNTER_KB
-#define COUNTER_KB 384
-#endif
-  static constexpr int kWideBlock = WIDE_BLOCK;
-  static constexpr int kFewRowsBlock = FEW_BLOCK;
-  static constexpr int kCounterBytes = COUNTER_KB << 10;
+  static constexpr int kWideBlock = 8;
+  static constexpr int kFewRowsBlock = 4;
+  static constexpr int kCounterBytes = 384 << 10;
 
   static LOWBIT_INLINE Reg load(const void* p) { return _mm512_loadu_si512(p); }
   static LOWBIT_INLINE void store(void* p, Reg r) { _mm512_storeu_si512(p, r); }
@@ -80,17 +72,18 @@ struct Avx512 {
   // Lane i of sixteen collects bits i and i + 16 of a broadcast half word, from the top plane down. The lane is rotated
   // by one before each plane, so bit p of the counts ends p places above the bit's own place, and one rotation at the
   // end brings every lane's two counts of 16 bits in place.
+  typedef int32_t Half __attribute__((may_alias));
   static LOWBIT_INLINE void collect(const uint64_t* counter, size_t stride, int planes, Reg* low, Reg* high) {
     const Reg place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const Reg bits = _mm512_sllv_epi32(_mm512_set1_epi32(0x00010001), place);
     constexpr int kInsert = truth_table([](int a, int b, int c) { return a | (b & c); });
     Reg counts[2] = {zero(), zero()};
     for (int p = planes - 1; p >= 0; --p) {
-      const int32_t* plane = reinterpret_cast<const int32_t*>(counter + size_t(p) * stride);
+      const Half* plane = reinterpret_cast<const Half*>(counter + size_t(p) * stride);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        counts[half] = _mm512_ternarylogic_epi32(_mm512_rol_epi32(counts[half], 1), bits, _mm512_set1_epi32(plane[half]),
-                                                 kInsert);
+        counts[half] =
+            _mm512_ternarylogic_epi32(_mm512_rol_epi32(counts[half], 1), bits, _mm512_set1_epi32(plane[half]), kInsert);
       }
     }
 #pragma GCC unroll 2
@@ -128,36 +121,30 @@ struct Avx512Narrow : Avx512 {
 struct NarrowForm {
   using V = Avx512Narrow;
   using Reg = V::Reg;
-#ifndef NARROW_BLOCK
-#define NARROW_BLOCK 32
-#endif
-#ifndef FIELDS
-#define FIELDS 2
-#endif
-  static constexpr int kMostEights = NARROW_BLOCK;
-  static LOWBIT_INLINE int most_eights(int) { return kMostEights; }
+  static constexpr int kMostEights = 32;
+  static_assert(8 * kMostEights <= V::kChunk << V::kUpper, "a block must not carry twice");
+  static LOWBIT_INLINE Pairs pairs(int K, int) { return Pairs(K, kMostEights, V::kChunk / 8); }
   static constexpr int kTableBytes = 64;  // eight words: one register, and the lookup is a permutation
 
-  // Choices of eight rows, 64 bytes for sixteen pairs: byte j of word r holds row r's choices 2j and 2j + 1. Loading from
-  // j bytes further on brings byte j to the bottom of every word, where the permutation reads its three bits; that
-  // spares the ports that do arithmetic.
-  static LOWBIT_INLINE size_t row_bytes(int eights, bool last) { return size_t(ceil_div(eights, FIELDS) + last) * 64; }
+  // Choices of eight rows, 64 bytes for sixteen pairs: byte j of word r holds row r's choices 2j and 2j + 1. Loading
+  // from j bytes further on brings byte j to the bottom of every word, where the permutation reads its three bits,
+  // without a shift. (One choice a byte would need no shifts at all, but such loads cross a cache line and cost as
+  // much.)
+  static LOWBIT_INLINE size_t row_bytes(int eights, bool last) { return size_t(ceil_div(eights, 2) + last) * 64; }
 
   struct Lookup {
     const uint8_t* table;
     const uint8_t* choice;
     LOWBIT_INLINE Reg operator()(int i) const {
-      Reg choices = V::load(choice + i / (8 * FIELDS) * 64 + i / FIELDS % 8);
-      if (i % FIELDS) choices = _mm512_srli_epi64(choices, 3 * (i % FIELDS));
+      Reg choices = V::load(choice + i / 16 * 64 + i / 2 % 8);
+      if (i % 2) choices = _mm512_srli_epi64(choices, 3);
       return _mm512_permutexvar_epi64(choices, V::load_aligned(table + i * kTableBytes));
     }
-    LOWBIT_INLINE Reg parity() const {
-      return _mm512_permutexvar_epi64(V::load(choice), V::load_aligned(table));
-    }
+    LOWBIT_INLINE Reg parity() const { return _mm512_permutexvar_epi64(V::load(choice), V::load_aligned(table)); }
     // The rest of a block may leave half of its last 64 bytes empty.
     LOWBIT_INLINE void advance(int count) {
       table += count * kTableBytes;
-      choice += ceil_div(count, 8 * FIELDS) * 64;
+      choice += ceil_div(count, 16) * 64;
     }
   };
 
@@ -168,7 +155,8 @@ struct NarrowForm {
     }
     LOWBIT_INLINE void tabulate(uint8_t* tables, int count) {
       const int real = smaller(count, left_ / 2);
-      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2) tabulate_pair(tables, V::broadcast(plane_), V::broadcast(plane_ + 1));
+      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2)
+        tabulate_pair(tables, V::broadcast(plane_), V::broadcast(plane_ + 1));
       left_ -= 2 * real;
       for (int i = real; i < count; ++i, tables += kTableBytes) tabulate_pair(tables, V::zero(), V::zero());
     }
@@ -191,14 +179,14 @@ struct NarrowForm {
   };
 
   static size_t packed_size(int M, int K) {
-    const Pairs pairs(K, kMostEights);
+    const Pairs pairs = NarrowForm::pairs(K, M);
     size_t bytes = 0;
     for (int b = 0; b < pairs.blocks; ++b) bytes += row_bytes(pairs.eights_of(b), pairs.is_last(b));
     return size_t(ceil_div(M, 8)) * bytes + 64;  // loads of the last choices reach beyond them
   }
 
   static void pack(const uint8_t* bits, int M, int K, uint8_t* packed) {
-    const Pairs pairs(K, kMostEights);
+    const Pairs pairs = NarrowForm::pairs(K, M);
     memset(packed, 0, packed_size(M, K));
     for (int m = 0; m < M; ++m) {
       RowChoices choices(bits + size_t(m) * K, K);
@@ -207,7 +195,7 @@ struct NarrowForm {
         const size_t bytes = row_bytes(pairs.eights_of(b), pairs.is_last(b));
         uint8_t* const row = block + size_t(m / 8) * bytes + m % 8 * 8;
         for (int i = 0; i < 8 * pairs.eights_of(b); ++i) {
-          row[i / (8 * FIELDS) * 64 + i / FIELDS % 8] |= uint8_t(choices.next() << (3 * (i % FIELDS)));
+          row[i / 16 * 64 + i / 2 % 8] |= uint8_t(choices.next() << (3 * (i % 2)));
         }
         if (pairs.is_last(b)) row[bytes - 64] = uint8_t(choices.parity());
         block += size_t(ceil_div(M, 8)) * bytes;
@@ -260,10 +248,14 @@ struct NarrowForm {
 
   static void compare(const uint64_t* counters, int M, int depth, const int32_t* thresholds, int bits, uint64_t* out) {
     switch (bits) {
-      case 1: return compare_bits<1>(counters, M, depth, thresholds, out);
-      case 2: return compare_bits<2>(counters, M, depth, thresholds, out);
-      case 3: return compare_bits<3>(counters, M, depth, thresholds, out);
-      default: return compare_bits<4>(counters, M, depth, thresholds, out);
+      case 1:
+        return compare_bits<1>(counters, M, depth, thresholds, out);
+      case 2:
+        return compare_bits<2>(counters, M, depth, thresholds, out);
+      case 3:
+        return compare_bits<3>(counters, M, depth, thresholds, out);
+      default:
+        return compare_bits<4>(counters, M, depth, thresholds, out);
     }
   }
 

@@ -1,15 +1,15 @@
 // Bit-sliced products by table lookup, written once over a vector type V.
 //
-// The count of a row is Σ_k (x_k ^ v_k) over planes x_k, v_k = 1 where the weight is −1. The planes enter a chain of full
-// adders one pair after the other,
+// The count of a row is Σ_k (x_k ^ v_k) over planes x_k, v_k = 1 where the weight is −1. The planes enter a chain of
+// full adders one pair after the other,
 //     carry_i = majority(p_i ^ π_i, x ^ v, y ^ w),    p_{i+1} = p_i ^ x ^ y,    π_{i+1} = π_i ^ v ^ w,
-// whose sum output, but for a complement π that depends on the weights alone, is the same plane p for every row. So a row
-// costs one carry (of weight 2) for two planes, and one parity plane at the very end. A carry is one of eight planes,
-// chosen by the row's three bits v, w, π: they are tabulated for a block of pairs that stays in the L1 cache, and a row
-// looks its carries up and adds them in a Harley–Seal tree of carry-save adders.
+// whose sum output, but for a complement π that depends on the weights alone, is the same plane p for every row. So a
+// row costs one carry (of weight 2) for two planes, and one parity plane at the very end. A carry is one of eight
+// planes, chosen by the row's three bits v, w, π: they are tabulated for a block of pairs that stays in the L1 cache,
+// and a row looks its carries up and adds them in a Harley–Seal tree of carry-save adders.
 //
-// Everything here has internal linkage: the same templates are compiled for several instruction sets, and the linker must
-// not merge them. For the same reason nothing from the standard library is instantiated.
+// Everything here has internal linkage: the same templates are compiled for several instruction sets, and the linker
+// must not merge them. For the same reason nothing from the standard library is instantiated.
 #pragma once
 
 #include <cstddef>
@@ -39,18 +39,20 @@ using std::uint8_t;
 LOWBIT_INLINE constexpr int smaller(int a, int b) { return a < b ? a : b; }
 LOWBIT_INLINE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// How the pairs of a reduction of length K fall into blocks. An odd K starts the chain with its first plane, an even one
-// with a plane of zeros. Pairs come in eights; the last eight is filled up with planes of zeros that no row complements.
+// How the pairs of a reduction of length K fall into blocks. An odd K starts the chain with its first plane, an even
+// one with a plane of zeros. Pairs come in eights; the last is filled up with planes of zeros that no row complements.
 struct Pairs {
   int first;   // the first plane that belongs to a pair
   int eights;  // in all
   int block;   // eights of every block but the last
   int blocks;  // at least one, perhaps empty: the last one also adds the parity
 
-  LOWBIT_INLINE Pairs(int K, int most)
-      : first(K & 1), eights(ceil_div(K / 2, 8)), block(eights), blocks(eights > most ? ceil_div(eights, most) : 1) {
-    block = ceil_div(eights, blocks);
-    if (block > 0 && blocks > 1) blocks = ceil_div(eights, block);
+  // Blocks of at most `most` eights, as equal as multiples of `multiple` allow, which divides `most`.
+  LOWBIT_INLINE Pairs(int K, int most, int multiple)
+      : first(K & 1), eights(ceil_div(K / 2, 8)), block(eights), blocks(1) {
+    if (eights <= most) return;
+    block = ceil_div(ceil_div(eights, ceil_div(eights, most)), multiple) * multiple;
+    blocks = ceil_div(eights, block);
   }
   LOWBIT_INLINE int eights_of(int b) const { return smaller(block, eights - b * block); }
   LOWBIT_INLINE bool is_last(int b) const { return b == blocks - 1; }
@@ -59,7 +61,8 @@ struct Pairs {
 // The three-bit choices of one row, in the order of the chain.
 class RowChoices {
  public:
-  LOWBIT_INLINE RowChoices(const uint8_t* bits, int K) : bits_(bits), K_(K), k_(K & 1), parity_(k_ ? complement(0) : 0) {}
+  LOWBIT_INLINE RowChoices(const uint8_t* bits, int K)
+      : bits_(bits), K_(K), k_(K & 1), parity_(k_ ? complement(0) : 0) {}
   LOWBIT_INLINE int next() {
     const int v = complement(k_), w = complement(k_ + 1);
     const int choice = parity_ << 2 | w << 1 | v;
@@ -116,9 +119,10 @@ LOWBIT_INLINE typename V::Reg add_some(typename V::Reg* level, const Lookup& loo
   }
 }
 
-// Where a row's (or, narrow, eight rows') counter lies: plane p of it at start + p · kPlaneStride words. Carries out of the
-// planes that a block works on wait in pairs, as in a binary counter of the blocks: bit q of `blocks` says that one waits
-// at waiting + q · waiting_stride for its partner. So a block touches two of the upper planes on average, not all of them.
+// Where a row's (or, narrow, eight rows') counter lies: plane p of it at start + p · kPlaneStride words. Carries out of
+// the planes that a block works on wait to be added in pairs, as in a binary counter of the blocks: bit q of `blocks`
+// says that one waits at waiting + q · waiting_stride for its partner. So a block touches two of the upper planes on
+// average, not all of them.
 struct Counter {
   uint64_t* start;
   int planes;
@@ -150,7 +154,7 @@ LOWBIT_INLINE void add_block(Lookup lookup, int chunks, const Counter& counter) 
   if constexpr (V::kUpper > 0) {
     for (; chunks > 0; --chunks) {
       hand_up(add_full<V, V::kLog>(level, lookup, 0));
-      lookup.advance(1 << V::kLog);
+      lookup.advance(V::kChunk);
     }
   }
   if constexpr (Rest > 0) {
@@ -209,7 +213,8 @@ LOWBIT_INLINE void add_block_shallow(const Lookup& lookup, int chunks, const Cou
 
 // ---- all rows ----
 
-// One block of tables applied to rows; each row's choices take row_bytes. A row is a vector, so in the narrow form eight.
+// One block of tables applied to rows; each row's choices take row_bytes. A row is a vector, so in the narrow form
+// eight.
 struct BlockOfRows {
   const uint8_t* tables;
   const uint8_t* choices;
@@ -248,7 +253,7 @@ void add_rows(const BlockOfRows& work) {
 
 template <class V, class Lookup, bool Last, int Rest = 0>
 LOWBIT_INLINE void add_rows_any(const BlockOfRows& b, int rest) {
-  if constexpr (Rest < (1 << V::kLog) + (V::kUpper == 0)) {
+  if constexpr (Rest < V::kChunk + (V::kUpper == 0)) {
     if (rest == Rest) {
       add_rows<V, Lookup, Rest, Last>(b);
     } else {
@@ -257,8 +262,8 @@ LOWBIT_INLINE void add_rows_any(const BlockOfRows& b, int rest) {
   }
 }
 
-// How many rows (of vectors) to take through all blocks at a time: their counters should survive in the L2 cache from one
-// block to the next.
+// How many rows (of vectors) to take through all blocks at a time: their counters should survive in the L2 cache from
+// one block to the next.
 template <class V>
 LOWBIT_INLINE int portion_of_rows(int rows, int depth) {
   const int some = V::kCounterBytes / (depth * V::kPlaneStride * int(sizeof(uint64_t)));
@@ -278,7 +283,7 @@ LOWBIT_INLINE size_t table_bytes(const Pairs& pairs) {
 }
 template <class V, class Form>
 LOWBIT_INLINE size_t scratch_bytes(int rows, int K, int depth) {
-  const Pairs pairs(K, Form::most_eights(rows));
+  const Pairs pairs = Form::pairs(K, rows);
   const size_t waiting = size_t(portion_of_rows<V>(rows, depth)) * bit_length(pairs.blocks - 1);
   return table_bytes<V, Form>(pairs) + waiting * V::kPlaneStride * sizeof(uint64_t);
 }
@@ -288,7 +293,7 @@ template <class V, class Form>
 LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* packed, int rows, int shift, int depth,
                                uint64_t* counters, void* scratch) {
   if (K <= 0) return;
-  const Pairs pairs(K, Form::most_eights(rows));
+  const Pairs pairs = Form::pairs(K, rows);
   const size_t row_words = size_t(depth) * V::kPlaneStride;
   const int portion = portion_of_rows<V>(rows, depth);
   uint8_t* const tables = static_cast<uint8_t*>(scratch);
@@ -335,8 +340,11 @@ struct WideForm {
   // A choice is stored as a byte that becomes an address by the largest scale that the processor's loads offer.
   static constexpr int kChoice = kEntry / V::kScale;
 
+  static_assert(8 * V::kWideBlock <= V::kChunk << V::kUpper, "a block must not carry twice");
   // Few rows do not repay tables that other data must leave the L1 cache for.
-  static LOWBIT_INLINE int most_eights(int rows) { return rows < 96 ? V::kFewRowsBlock : V::kWideBlock; }
+  static LOWBIT_INLINE Pairs pairs(int K, int rows) {
+    return Pairs(K, rows < 96 ? V::kFewRowsBlock : V::kWideBlock, V::kUpper > 0 ? V::kChunk / 8 : 1);
+  }
   static LOWBIT_INLINE size_t row_bytes(int eights, bool last) { return size_t(8 * eights + last); }
 
   struct Lookup {
@@ -377,12 +385,12 @@ struct WideForm {
   };
 
   static size_t packed_size(int M, int K) {
-    const Pairs pairs(K, most_eights(M));
+    const Pairs pairs = WideForm::pairs(K, M);
     return size_t(M) * row_bytes(pairs.eights, true);
   }
 
   static void pack(const uint8_t* bits, int M, int K, uint8_t* packed) {
-    const Pairs pairs(K, most_eights(M));
+    const Pairs pairs = WideForm::pairs(K, M);
     for (int m = 0; m < M; ++m) {
       RowChoices choices(bits + size_t(m) * K, K);
       uint8_t* block = packed;
@@ -405,8 +413,8 @@ struct WideForm {
 
   // ---- comparing ----
 
-  // ge ends as count ≥ t if it starts as all ones, or as count > t if as zeros: from the lowest bit up, a bit of t that is
-  // 0 makes ge |= c, a 1 makes ge &= c; both are a majority with a constant.
+  // ge ends as count ≥ t if it starts as all ones, or as count > t if as zeros: from the lowest bit up, a bit of t that
+  // is 0 makes ge |= c, a 1 makes ge &= c; both are a majority with a constant.
   template <int Bits>
   static LOWBIT_INLINE void compare_bits(const uint64_t* counters, int M, int depth, const int32_t* thresholds,
                                          uint64_t* out) {
@@ -442,10 +450,14 @@ struct WideForm {
 
   static void compare(const uint64_t* counters, int M, int depth, const int32_t* thresholds, int bits, uint64_t* out) {
     switch (bits) {
-      case 1: return compare_bits<1>(counters, M, depth, thresholds, out);
-      case 2: return compare_bits<2>(counters, M, depth, thresholds, out);
-      case 3: return compare_bits<3>(counters, M, depth, thresholds, out);
-      default: return compare_bits<4>(counters, M, depth, thresholds, out);
+      case 1:
+        return compare_bits<1>(counters, M, depth, thresholds, out);
+      case 2:
+        return compare_bits<2>(counters, M, depth, thresholds, out);
+      case 3:
+        return compare_bits<3>(counters, M, depth, thresholds, out);
+      default:
+        return compare_bits<4>(counters, M, depth, thresholds, out);
     }
   }
 
@@ -465,10 +477,10 @@ LOWBIT_INLINE void tabulate_by_parts(uint8_t* table, typename V::Reg& p, typenam
   constexpr int kEntry = 8 * V::kWords;
   const Reg differ = V::xor_(x, y), both = V::and_(x, y), only_y = V::andnot(x, y);
   const Reg carry[4] = {
-      V::or_(both, V::and_(p, differ)),                   // p, x, y
-      V::or_(only_y, V::andnot(differ, p)),               // p, ~x, y
-      V::or_(only_y, V::not_(V::or_(p, differ))),         // ~p, ~x, y
-      V::or_(both, V::andnot(p, differ)),                 // ~p, x, y
+      V::or_(both, V::and_(p, differ)),            // p, x, y
+      V::or_(only_y, V::andnot(differ, p)),        // p, ~x, y
+      V::or_(only_y, V::not_(V::or_(p, differ))),  // ~p, ~x, y
+      V::or_(both, V::andnot(p, differ)),          // ~p, x, y
   };
   constexpr int kChoice[4] = {0, 1, 5, 4};
 #pragma GCC unroll 4
@@ -508,8 +520,17 @@ LOWBIT_INLINE void expand_by_bytes(const uint64_t* counter, size_t stride, int d
 template <class V>
 constexpr BitCore wide_core(const char* name) {
   using Wide = WideForm<V>;
-  return BitCore{name,          V::kWords, false,   Wide::packed_size, Wide::pack, nullptr,      nullptr, Wide::scratch_size,
-                 Wide::add,     nullptr,   Wide::compare, nullptr,     Wide::expand, nullptr};
+  BitCore core{};
+  core.name = name;
+  core.words = V::kWords;
+  core.has_narrow = false;
+  core.packed_size = Wide::packed_size;
+  core.pack = Wide::pack;
+  core.scratch_size = Wide::scratch_size;
+  core.wide = Wide::add;
+  core.wide_compare = Wide::compare;
+  core.wide_expand = Wide::expand;
+  return core;
 }
 
 }  // namespace

@@ -13,12 +13,15 @@ struct Neon {
   static constexpr int kScale = 16;
   static constexpr int kPlaneStride = kWords;
   static constexpr int kLog = 6;
+  static constexpr int kChunk = 1 << kLog;
   static constexpr int kUpper = 2;
-  static constexpr int kWideBlock = 20;
-  static constexpr int kFewRowsBlock = 20;
+  static constexpr int kWideBlock = 24;
+  static constexpr int kFewRowsBlock = 24;
   static constexpr int kCounterBytes = 192 << 10;
 
-  static LOWBIT_INLINE Reg load(const void* p) { return vreinterpretq_u64_u8(vld1q_u8(static_cast<const uint8_t*>(p))); }
+  static LOWBIT_INLINE Reg load(const void* p) {
+    return vreinterpretq_u64_u8(vld1q_u8(static_cast<const uint8_t*>(p)));
+  }
   static LOWBIT_INLINE void store(void* p, Reg r) { vst1q_u8(static_cast<uint8_t*>(p), vreinterpretq_u8_u64(r)); }
   static LOWBIT_INLINE Reg load_aligned(const void* p) { return load(p); }
   static LOWBIT_INLINE void store_aligned(void* p, Reg r) { store(p, r); }

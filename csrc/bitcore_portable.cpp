@@ -10,6 +10,7 @@ struct Pair {
   static constexpr int kScale = 8;
   static constexpr int kPlaneStride = kWords;
   static constexpr int kLog = 5;
+  static constexpr int kChunk = 1 << kLog;
   static constexpr int kUpper = 2;
   static constexpr int kWideBlock = 12;
   static constexpr int kFewRowsBlock = 12;

@@ -86,7 +86,7 @@ class ByteConv final : public Operation {
         total += row[k];
       }
       const std::int64_t numbers = c_.weight_low * static_cast<std::int64_t>(k_) + a2 * total;
-      offsets_[static_cast<std::size_t>(m)] = static_cast<std::int32_t>(
+      offsets_[static_cast<std::size_t>(m)] = 2 * static_cast<std::int32_t>(
           a * a2 * delta_ * total + a * c_.weight_low * delta_ * static_cast<std::int64_t>(k_) + in_.codes.low * numbers);
     }
     for (int group = 0; group < c_.groups; ++group)
@@ -146,13 +146,11 @@ class ByteConv final : public Operation {
     core_.gemm(row_of(channels, first), row_, count + 1, packed, k_, positions, sums, positions);
     std::int32_t* shared = sums + static_cast<std::size_t>(count) * positions;
     for (int i = 0; i < positions; ++i) shared[i] *= in_.codes.step * c_.weight_low;
-    for (int m = 0; m < count; ++m) {
-      const int channel = channels * outputs_ + first + m;
-      RowStep steps[most_steps];
-      const int number = steps_.resolve(worker, channel, group, steps);
-      lanes_.finish_counts(sums + static_cast<std::size_t>(m) * positions, 2 * in_.codes.step * c_.weight_step,
-                           2 * offsets_[static_cast<std::size_t>(channel)], shared, 1, steps, number);
-    }
+    const int channel = channels * outputs_ + first;
+    BlockStep steps[most_steps];
+    const int number = steps_.resolve(worker, channel, group, steps);
+    lanes_.finish_counts(sums, positions, 2 * in_.codes.step * c_.weight_step, offsets_.data() + channel, shared, count,
+                         1, steps, number);
   }
 
   const Program& program_;

@@ -12,7 +12,7 @@ namespace {
 struct Avx512 {
   using Int = __m512i;
   static constexpr int lanes = 16;
-  static constexpr int rows4 = 5, rows3 = 6, rows2 = 10;
+  static constexpr int rows4 = 5, rows3 = 6, rows2 = 8;
   static constexpr int wide_rows4 = 5, wide_rows2 = 8;
 
   static Int zero() { return _mm512_setzero_si512(); }

@@ -39,6 +39,6 @@ using Pack = Packing<Vnni::lanes>;
 
 }  // namespace
 
-const ByteCore avx512vnni_byte_core = {"avx512vnni", Pack::packed_size, Pack::pack, Pack::row_size, gemm};
+const ByteCore avx512vnni_byte_core = {"avx512vnni", Pack::packed_size, Pack::pack_only, Pack::row_size, gemm};
 
 }  // namespace lowbit

@@ -7,6 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "bytecore.h"
 
@@ -53,9 +56,18 @@ struct Packing {
     return value;
   }
 
-  static void pack(const std::int8_t* b, int K, int N, std::uint8_t* packed) {
-    std::memset(packed, 0, packed_size(K, N));
+  static void pack(const std::int8_t* b, int K, int N, std::uint8_t* packed) { pack_bounded<true>(b, K, N, packed); }
+
+  // Without the bounds, for cores that do not ask for them.
+  static void pack_only(const std::int8_t* b, int K, int N, std::uint8_t* packed) {
+    pack_bounded<false>(b, K, N, packed);
+  }
+
+  template <bool Bounded>
+  static void pack_bounded(const std::int8_t* b, int K, int N, std::uint8_t* packed) {
+    std::memset(packed, 0, header_size(N));
     const int quads = ceil_div(K, 4);
+    const std::size_t stride = static_cast<std::size_t>(N);
     for (int group = 0; group * kGroup * Lanes < N; ++group) {
       const int first = group * kGroup * Lanes;
       const int columns = N - first < kGroup * Lanes ? N - first : kGroup * Lanes;
@@ -63,25 +75,74 @@ struct Packing {
       std::uint8_t* out = packed + group_offset(K, N, group);
       std::int32_t bound = 0;
       for (int quad = 0; quad < quads; ++quad, out += width) {
-        for (int pair = 0; pair < 2; ++pair) {
-          const int k = 4 * quad + 2 * pair;
-          if (k >= K) break;
-          const std::int8_t* row = b + static_cast<std::size_t>(k) * N + first;
-          const bool two = k + 1 < K;
-          for (int n = 0; n < columns; ++n) {
-            const int even = row[n];
-            const int odd = two ? row[N + n] : 0;
-            out[4 * n + 2 * pair] = static_cast<std::uint8_t>(even);
-            out[4 * n + 2 * pair + 1] = static_cast<std::uint8_t>(odd);
-            const int positive = (even > 0 ? even : 0) + (odd > 0 ? odd : 0);
-            const int negative = (even < 0 ? -even : 0) + (odd < 0 ? -odd : 0);
-            const int larger = positive > negative ? positive : negative;
-            bound = larger > bound ? larger : bound;
-          }
+        std::int8_t padded[4][kGroup * Lanes];
+        const std::int8_t* rows[4];
+        for (int i = 0; i < 4; ++i) {
+          const int k = 4 * quad + i;
+          rows[i] = b + static_cast<std::size_t>(k) * stride + first;
+          if (k < K && columns == kGroup * Lanes) continue;
+          std::memset(padded[i], 0, sizeof padded[i]);
+          if (k < K) std::memcpy(padded[i], rows[i], static_cast<std::size_t>(columns));
+          rows[i] = padded[i];
+        }
+        interleave(rows, static_cast<int>(width / 4), out);
+        if (Bounded) {
+          const int one = pair_bound(rows[0], rows[1], columns), other = pair_bound(rows[2], rows[3], columns);
+          bound = one > bound ? one : bound;
+          bound = other > bound ? other : bound;
         }
       }
       std::memcpy(packed + sizeof(bound) * static_cast<std::size_t>(group), &bound, sizeof(bound));
     }
+  }
+
+ private:
+  static int pair_bound(const std::int8_t* even, const std::int8_t* odd, int columns) {
+    int positive = 0, negative = 0;
+    for (int n = 0; n < columns; ++n) {
+      const int a = even[n], b = odd[n];
+      const int above = (a > 0 ? a : 0) + (b > 0 ? b : 0), below = (a < 0 ? -a : 0) + (b < 0 ? -b : 0);
+      positive = above > positive ? above : positive;
+      negative = below > negative ? below : negative;
+    }
+    return positive > negative ? positive : negative;
+  }
+
+  // out[4n + i] = rows[i][n]
+  static void interleave(const std::int8_t* const rows[4], int columns, std::uint8_t* out) {
+    int n = 0;
+#if defined(__AVX512BW__)
+    for (; n + 64 <= columns; n += 64) {
+      const __m512i r0 = _mm512_loadu_si512(rows[0] + n), r1 = _mm512_loadu_si512(rows[1] + n);
+      const __m512i r2 = _mm512_loadu_si512(rows[2] + n), r3 = _mm512_loadu_si512(rows[3] + n);
+      const __m512i low01 = _mm512_unpacklo_epi8(r0, r1), high01 = _mm512_unpackhi_epi8(r0, r1);
+      const __m512i low23 = _mm512_unpacklo_epi8(r2, r3), high23 = _mm512_unpackhi_epi8(r2, r3);
+      // Lane l of q0 … q3 holds the columns 16l + 0, 4, 8 and 12 on.
+      const __m512i q0 = _mm512_unpacklo_epi16(low01, low23), q1 = _mm512_unpackhi_epi16(low01, low23);
+      const __m512i q2 = _mm512_unpacklo_epi16(high01, high23), q3 = _mm512_unpackhi_epi16(high01, high23);
+      const __m512i a = _mm512_shuffle_i32x4(q0, q1, 0x44), b = _mm512_shuffle_i32x4(q2, q3, 0x44);
+      const __m512i c = _mm512_shuffle_i32x4(q0, q1, 0xee), d = _mm512_shuffle_i32x4(q2, q3, 0xee);
+      _mm512_storeu_si512(out + 4 * n, _mm512_shuffle_i32x4(a, b, 0x88));
+      _mm512_storeu_si512(out + 4 * n + 64, _mm512_shuffle_i32x4(a, b, 0xdd));
+      _mm512_storeu_si512(out + 4 * n + 128, _mm512_shuffle_i32x4(c, d, 0x88));
+      _mm512_storeu_si512(out + 4 * n + 192, _mm512_shuffle_i32x4(c, d, 0xdd));
+    }
+#endif
+#if defined(__SSE2__)
+    for (; n + 16 <= columns; n += 16) {
+      const auto load = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + n)); };
+      const auto store = [&](int at, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * n + at), v); };
+      const __m128i r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
+      const __m128i low01 = _mm_unpacklo_epi8(r0, r1), high01 = _mm_unpackhi_epi8(r0, r1);
+      const __m128i low23 = _mm_unpacklo_epi8(r2, r3), high23 = _mm_unpackhi_epi8(r2, r3);
+      store(0, _mm_unpacklo_epi16(low01, low23));
+      store(16, _mm_unpackhi_epi16(low01, low23));
+      store(32, _mm_unpacklo_epi16(high01, high23));
+      store(48, _mm_unpackhi_epi16(high01, high23));
+    }
+#endif
+    for (; n < columns; ++n)
+      for (int i = 0; i < 4; ++i) out[4 * n + i] = static_cast<std::uint8_t>(rows[i][n]);
   }
 };
 
@@ -94,6 +155,7 @@ struct TileArguments {
   std::size_t ldc;
   int columns;  // columns of the tile that exist
   bool add;     // whether the sums go on top of what c holds
+  const std::uint8_t* next;  // what is read of B after this group
 };
 
 using TileFunction = void (*)(const TileArguments&);
@@ -161,6 +223,7 @@ struct Fused {
     clear_tile<V>(sums);
     const std::uint8_t* a = t.a;
     const std::uint8_t* b = t.b;
+    const std::uint8_t* next = t.next;
     const std::size_t lda = t.lda;
     // Unrolled: one quad per turn leaves a sixth of the multipliers' time unused.
 #pragma GCC unroll 4
@@ -168,6 +231,7 @@ struct Fused {
       Int weights[Vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) weights[v] = V::load(b + v * V::lanes * 4);
+      __builtin_prefetch(next + 64 * quad, 0, 2);
 #pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r) {
         const Int x = broadcast_quad<V>(a + r * lda);
@@ -280,6 +344,8 @@ __attribute__((noinline)) void all_rows(TileArguments t, int M) {
   for (int i = 0; i < tiles; ++i) {
     const int rows = height + (i < taller ? 1 : 0);
     one_tile<Method, Vectors, largest>(t, rows);
+    // The first few tiles fetch the next group into the second-level cache, each an equal part.
+    t.next = i + 1 < Vectors ? t.next + 64 * static_cast<std::size_t>(t.quads) : t.b;
     t.a += static_cast<std::size_t>(rows) * t.lda;
     t.c += static_cast<std::size_t>(rows) * t.ldc;
   }
@@ -330,15 +396,19 @@ inline void product(const std::uint8_t* a, std::size_t lda, int M, const std::ui
   blocked(M, K, ceil_div(N, width), [&](int group, int row, int rows, int from, int to) {
     const int columns = N - group * width < width ? N - group * width : width;
     const int vectors = ceil_div(columns, Lanes);
+    const std::size_t quad_bytes = static_cast<std::size_t>(vectors) * Lanes * 4;
+    const std::uint8_t* b = packed + Pack::group_offset(K, N, group) + static_cast<std::size_t>(from) * quad_bytes;
+    const bool last = (group + 1) * width >= N && 4 * to >= K;
     const TileArguments t{
         a + static_cast<std::size_t>(row) * lda + 4 * static_cast<std::size_t>(from),
         lda,
-        packed + Pack::group_offset(K, N, group) + static_cast<std::size_t>(from) * vectors * Lanes * 4,
+        b,
         to - from,
         c + static_cast<std::size_t>(row) * ldc + static_cast<std::size_t>(group) * width,
         ldc,
         columns,
-        from > 0};
+        from > 0,
+        last ? b : b + static_cast<std::size_t>(to - from) * quad_bytes};
     run(t, rows, vectors, Pack::bound(packed, group));
   });
 }

@@ -25,19 +25,20 @@ void pack(const std::int8_t* b, int K, int N, std::uint8_t* packed) {
   }
 }
 
-template <int Rows>
-void chunk_product(const std::int16_t (*a)[kChunk], int length, const std::uint8_t* packed, std::size_t column_bytes,
-                   int N, bool add, std::int32_t* c, std::size_t ldc) {
+void chunk_product(const std::int16_t (*a)[kChunk], int rows, int length, const std::uint8_t* packed,
+                   std::size_t column_bytes, int N, bool add, std::int32_t* c, std::size_t ldc) {
   for (int n = 0; n < N; ++n) {
     std::int16_t b[kChunk];
     std::memcpy(b, packed + column_bytes * static_cast<std::size_t>(n), sizeof(b[0]) * static_cast<std::size_t>(length));
-    std::int32_t sums[Rows];
-    for (int r = 0; r < Rows; ++r) {
-      std::int32_t sum = 0;
-      for (int k = 0; k < length; ++k) sum += static_cast<std::int32_t>(a[r][k]) * static_cast<std::int32_t>(b[k]);
-      sums[r] = sum;
+    std::int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (int k = 0; k < length; ++k) {
+      s0 += static_cast<std::int32_t>(a[0][k]) * static_cast<std::int32_t>(b[k]);
+      s1 += static_cast<std::int32_t>(a[1][k]) * static_cast<std::int32_t>(b[k]);
+      s2 += static_cast<std::int32_t>(a[2][k]) * static_cast<std::int32_t>(b[k]);
+      s3 += static_cast<std::int32_t>(a[3][k]) * static_cast<std::int32_t>(b[k]);
     }
-    for (int r = 0; r < Rows; ++r) {
+    const std::int32_t sums[kRows] = {s0, s1, s2, s3};
+    for (int r = 0; r < rows; ++r) {
       std::int32_t& out = c[static_cast<std::size_t>(r) * ldc + n];
       // Unsigned: partial sums may wrap where the whole one does not.
       const std::uint32_t before = add ? static_cast<std::uint32_t>(out) : 0u;
@@ -55,18 +56,13 @@ void gemm(const std::uint8_t* a, std::size_t lda, int M, const std::uint8_t* pac
     do {
       std::int16_t wide[kRows][kChunk];
       const int length = K - k < kChunk ? K - k : kChunk;
-      for (int r = 0; r < rows; ++r) {
-        const std::uint8_t* row = a + static_cast<std::size_t>(m + r) * lda + k;
+      for (int r = 0; r < kRows; ++r) {  // rows that are wanting repeat the last one
+        const std::uint8_t* row = a + static_cast<std::size_t>(m + (r < rows ? r : rows - 1)) * lda + k;
         for (int i = 0; i < length; ++i) wide[r][i] = row[i];
       }
       const std::uint8_t* b = packed + sizeof(std::int16_t) * static_cast<std::size_t>(k);
       std::int32_t* out = c + static_cast<std::size_t>(m) * ldc;
-      switch (rows) {
-        case 1: chunk_product<1>(wide, length, b, column_bytes, N, k > 0, out, ldc); break;
-        case 2: chunk_product<2>(wide, length, b, column_bytes, N, k > 0, out, ldc); break;
-        case 3: chunk_product<3>(wide, length, b, column_bytes, N, k > 0, out, ldc); break;
-        default: chunk_product<4>(wide, length, b, column_bytes, N, k > 0, out, ldc); break;
-      }
+      chunk_product(wide, rows, length, b, column_bytes, N, k > 0, out, ldc);
       k += kChunk;
     } while (k < K);
   }

@@ -201,6 +201,7 @@ class Conv final : public Operation {
     const int kinds = static_cast<int>(classes_.size()) + 1;
     const std::int64_t codes = (1 << in_.codes.bits) - 1;
     offsets_.resize(static_cast<std::size_t>(kinds) * c_.out_channels);
+    zeros_.assign(static_cast<std::size_t>(c_.out_channels), 0);
     for (int m = 0; m < c_.out_channels; ++m) {
       std::int64_t constant = kappa_ < 0 ? codes * k_ : 0, total = 0;
       std::vector<std::int64_t> by_tap(taps_.size(), 0);
@@ -354,18 +355,20 @@ class Conv final : public Operation {
     auto* counts = reinterpret_cast<std::int32_t*>(scratch);
     (narrow_ ? core_.narrow_expand : core_.wide_expand)(counters, rows.count, depth_, counts,
                                                         static_cast<std::size_t>(n));
-    for (int m = 0; m < rows.count; ++m, counts += n) {
-      const int channel = rows.first + m;
-      const bool edges = !classes_.empty();
-      if (edges)
-        for (int at = 0; at < n; ++at)
-          counts[at] =
-              (counts[at] * slope_ + offset(class_of_[static_cast<std::size_t>(64 * group + at)], channel)) >> 1;
-      RowStep steps[most_steps];
-      const int number = steps_.resolve(worker, channel, group, steps);
-      lanes_.finish_counts(counts, edges ? 2 : slope_, edges ? 0 : offset(0, channel), nullptr, words_,
-                            steps, number);
+    const std::int32_t* offsets = offsets_.data() + rows.first;
+    std::int32_t slope = slope_;
+    if (!classes_.empty()) {
+      for (int m = 0; m < rows.count; ++m)
+        for (int at = 0; at < n; ++at) {
+          const int kind = class_of_[static_cast<std::size_t>(64 * group + at)];
+          counts[m * n + at] = (counts[m * n + at] * slope_ + offset(kind, rows.first + m)) >> 1;
+        }
+      offsets = zeros_.data();
+      slope = 2;
     }
+    BlockStep steps[most_steps];
+    const int number = steps_.resolve(worker, rows.first, group, steps);
+    lanes_.finish_counts(counts, n, slope, offsets, nullptr, rows.count, words_, steps, number);
   }
 
   const Program& program_;
@@ -384,7 +387,7 @@ class Conv final : public Operation {
   std::vector<std::vector<bool>> classes_;
   std::vector<int> class_of_;
   std::int32_t slope_ = 1;
-  std::vector<std::int32_t> offsets_, thresholds_;
+  std::vector<std::int32_t> offsets_, thresholds_, zeros_;
 };
 
 }  // namespace

@@ -180,7 +180,11 @@ LOWBIT_FLOAT_TARGET __attribute__((noinline)) void panel_product(const Panel& p,
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
 #pragma GCC unroll 4
-      for (int i = 0; i < words; ++i) loaded[v][i] = Isa::load_words(w + v * stride + i * bytes);
+      for (int i = 0; i < words; ++i) {
+        loaded[v][i] = Isa::load_words(w + v * stride + i * bytes);
+        // Two groups of panels ahead: the processor's own prefetching starts anew with every panel.
+        __builtin_prefetch(w + (v + 2 * Vectors) * stride + i * bytes);
+      }
     }
     fields<Isa, Bits, Rows, Vectors, 0>(loaded, constants, x, sums);
   }

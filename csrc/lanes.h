@@ -20,15 +20,15 @@ struct Quantizer {
 
 enum class StepKind : int { multiply, add, add_value, relu, store, quantize, quantize_bytes };
 
-// A step of an epilogue for one row: its numbers and places, group of 64 positions by group.
-struct RowStep {
+// A step of an epilogue for a block of rows (channels), from its first row and its first 64 positions on; `row` is the
+// distance from one row to the next.
+struct BlockStep {
   StepKind kind;
-  float factor;                // multiply, add
-  const float* other;          // add_value
-  float* floats;               // store
-  std::uint64_t* planes;       // quantize: planes[j * stride + group] = (bits & mask[group]) | (pad & ~mask[group])
-  std::uint8_t* bytes;         // quantize_bytes: the codes themselves, likewise
-  std::ptrdiff_t stride;
+  const float* factors;   // multiply, add: of the first row; the same for all where row is 0
+  float* floats;          // add_value: what is added; store: where to
+  std::uint64_t* planes;  // quantize: planes[j * plane + group] = (bits & mask[group]) | (pad & ~mask[group])
+  std::uint8_t* bytes;    // quantize_bytes: the codes themselves, likewise
+  std::ptrdiff_t row, plane;
   const std::uint64_t* mask;
   const Quantizer* quantizer;
   int pad;
@@ -50,12 +50,14 @@ struct LaneOps {
   // out[i] = the largest of the `kernel` numbers from source[stride · i] on
   void (*largest_of)(const float* source, int kernel, int stride, int count, float* out);
 
-  // The steps over `groups` groups of 64 positions, from y = float((counts·slope + offset) / 2 + shared) on, where the
-  // sum is even (no `shared`: 0),
-  void (*finish_counts)(const std::int32_t* counts, std::int32_t slope, std::int32_t offset, const std::int32_t* shared,
-                        int groups, const RowStep* steps, int number);
+  // The steps over a block of `rows` times `groups` groups of 64 positions,
+  // from y = float((counts·slope + offsets[row]) / 2 + shared) on, where the sum is even (no `shared`: 0),
+  void (*finish_counts)(const std::int32_t* counts, std::ptrdiff_t stride, std::int32_t slope,
+                        const std::int32_t* offsets, const std::int32_t* shared, int rows, int groups,
+                        const BlockStep* steps, int number);
   // or from floats on.
-  void (*finish_floats)(const float* y, int groups, const RowStep* steps, int number);
+  void (*finish_floats)(const float* y, std::ptrdiff_t stride, int rows, int groups, const BlockStep* steps,
+                        int number);
 };
 
 const LaneOps& lane_ops();                        // the best this processor runs

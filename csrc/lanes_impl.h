@@ -161,12 +161,12 @@ static inline std::uint64_t above(Reals y, float limit) {
 #endif
 }
 
-static inline void put_plane(const RowStep& step, int group, int j, std::uint64_t bits) {
+static inline void put_plane(const BlockStep& step, int group, int j, std::uint64_t bits) {
   const std::uint64_t mask = step.mask[group], pad = (step.pad >> j) & 1 ? ~0ull : 0ull;
-  step.planes[j * step.stride + group] = (bits & mask) | (pad & ~mask);
+  step.planes[j * step.plane + group] = (bits & mask) | (pad & ~mask);
 }
 
-static inline void write_planes(const Reals (&y)[vectors], const RowStep& step, int group) {
+static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step, int group) {
   const Quantizer& q = *step.quantizer;
   if (q.rounding == Rounding::sign) {
     put_plane(step, group, 0, gather_bits([&](int v) { return not_negative(y[v]); }));
@@ -182,7 +182,7 @@ static inline void write_planes(const Reals (&y)[vectors], const RowStep& step, 
   for (int j = 0; j < q.bits; ++j) put_plane(step, group, j, gather_bits([&](int v) { return bit_of(codes[v], j); }));
 }
 
-static inline void write_bytes(const Reals (&y)[vectors], const RowStep& step, int group) {
+static inline void write_bytes(const Reals (&y)[vectors], const BlockStep& step, int group) {
   std::uint8_t* out = step.bytes + 64 * group;
   for (int v = 0; v < vectors; ++v) {
     const Ints codes = codes_of(y[v], *step.quantizer);
@@ -202,17 +202,17 @@ static inline void write_bytes(const Reals (&y)[vectors], const RowStep& step, i
 #endif
 }
 
-static inline void finish_group(Reals (&y)[vectors], int group, const RowStep* steps, int number) {
-  for (const RowStep* step = steps; step < steps + number; ++step) {
+static inline void finish_group(Reals (&y)[vectors], int group, const BlockStep* steps, int number) {
+  for (const BlockStep* step = steps; step < steps + number; ++step) {
     switch (step->kind) {
       case StepKind::multiply:
-        for (int v = 0; v < vectors; ++v) y[v] *= step->factor;
+        for (int v = 0; v < vectors; ++v) y[v] *= *step->factors;
         break;
       case StepKind::add:
-        for (int v = 0; v < vectors; ++v) y[v] += step->factor;
+        for (int v = 0; v < vectors; ++v) y[v] += *step->factors;
         break;
       case StepKind::add_value:
-        for (int v = 0; v < vectors; ++v) y[v] += load(step->other + 64 * group + v * lanes_wide);
+        for (int v = 0; v < vectors; ++v) y[v] += load(step->floats + 64 * group + v * lanes_wide);
         break;
       case StepKind::relu:
         for (int v = 0; v < vectors; ++v) y[v] = larger(Reals{}, y[v]);  // a NaN stays, as in torch
@@ -232,54 +232,56 @@ static inline void finish_group(Reals (&y)[vectors], int group, const RowStep* s
 
 // The usual epilogue as straight code: ((n·m + b)·α + β) [+ other], [ReLU], [store], [quantize].
 struct Usual {
-  float m = 1, b = -0.0f, slope = 1, offset = -0.0f;  // what changes nothing, exactly
-  const RowStep *other = nullptr, *store = nullptr, *quantize = nullptr;
+  const float *m, *b, *slope, *offset;
+  const BlockStep *other = nullptr, *store = nullptr, *quantize = nullptr;
   bool relu = false;
 };
 
-static bool usual(const RowStep* steps, int number, Usual& u) {
+constexpr float one = 1.0f, nothing = -0.0f;  // what changes no number at all
+
+static bool usual(const BlockStep* steps, int number, Usual& u) {
+  u.m = u.slope = &one;
+  u.b = u.offset = &nothing;
   int stage = 0;  // how far along the sequence above
-  for (const RowStep* step = steps; step < steps + number; ++step) {
+  for (const BlockStep* step = steps; step < steps + number; ++step) {
+    int place = 8;
     switch (step->kind) {
       case StepKind::multiply:
-        if (stage == 0) u.m = step->factor, stage = 1;
-        else if (stage <= 2) u.slope = step->factor, stage = 3;
-        else return false;
+        place = stage == 0 ? 1 : 3;
+        (place == 1 ? u.m : u.slope) = step->factors;
         break;
       case StepKind::add:
-        if (stage <= 1) u.b = step->factor, stage = 2;
-        else if (stage <= 3) u.offset = step->factor, stage = 4;
-        else return false;
+        place = stage <= 1 ? 2 : 4;
+        (place == 2 ? u.b : u.offset) = step->factors;
         break;
       case StepKind::add_value:
-        if (stage > 4) return false;
-        u.other = step, stage = 5;
+        place = 5, u.other = step;
         break;
       case StepKind::relu:
-        if (stage > 5) return false;
-        u.relu = true, stage = 6;
+        place = 6, u.relu = true;
         break;
       case StepKind::store:
-        if (stage > 6) return false;
-        u.store = step, stage = 7;
+        place = 7, u.store = step;
         break;
       default:
-        if (stage > 7) return false;
-        u.quantize = step, stage = 8;
+        u.quantize = step;
     }
+    if (place <= stage) return false;
+    stage = place;
   }
   return true;
 }
 
 template <bool other, bool relu, bool store, class Source>
-static void finish_usual(const Usual& u, int groups, Source&& source) {
+static inline void finish_usual(const Usual& u, int groups, const Source& source) {
+  const Reals m = all(*u.m), b = all(*u.b), slope = all(*u.slope), offset = all(*u.offset);
   for (int group = 0; group < groups; ++group) {
     Reals y[vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
       const int at = 64 * group + v * lanes_wide;
-      y[v] = (source(at) * u.m + u.b) * u.slope + u.offset;
-      if (other) y[v] += load(u.other->other + at);
+      y[v] = (source(at) * m + b) * slope + offset;
+      if (other) y[v] += load(u.other->floats + at);
       if (relu) y[v] = larger(Reals{}, y[v]);
       if (store) std::memcpy(u.store->floats + at, &y[v], sizeof(Reals));
     }
@@ -291,44 +293,85 @@ static void finish_usual(const Usual& u, int groups, Source&& source) {
   }
 }
 
-template <class Source>
-static void finish_rows(int groups, const RowStep* steps, int number, Source&& source) {
-  Usual u;
-  if (!usual(steps, number, u)) {
-    for (int group = 0; group < groups; ++group) {
-      Reals y[vectors];
-      for (int v = 0; v < vectors; ++v) y[v] = source(64 * group + v * lanes_wide);
-      finish_group(y, group, steps, number);
+static inline void next_row(BlockStep* steps, int number) {
+  for (BlockStep* step = steps; step < steps + number; ++step) {
+    switch (step->kind) {
+      case StepKind::multiply:
+      case StepKind::add:
+        step->factors += step->row;
+        break;
+      case StepKind::add_value:
+      case StepKind::store:
+        step->floats += step->row;
+        break;
+      case StepKind::relu:
+        break;
+      case StepKind::quantize:
+        step->planes += step->row;
+        break;
+      case StepKind::quantize_bytes:
+        step->bytes += step->row;
+        break;
     }
-    return;
-  }
-  switch ((u.other ? 4 : 0) + (u.relu ? 2 : 0) + (u.store ? 1 : 0)) {
-    case 0: return finish_usual<false, false, false>(u, groups, source);
-    case 1: return finish_usual<false, false, true>(u, groups, source);
-    case 2: return finish_usual<false, true, false>(u, groups, source);
-    case 3: return finish_usual<false, true, true>(u, groups, source);
-    case 4: return finish_usual<true, false, false>(u, groups, source);
-    case 5: return finish_usual<true, false, true>(u, groups, source);
-    case 6: return finish_usual<true, true, false>(u, groups, source);
-    default: return finish_usual<true, true, true>(u, groups, source);
   }
 }
 
-static void finish_counts(const std::int32_t* counts, std::int32_t slope, std::int32_t offset,
-                          const std::int32_t* shared, int groups, const RowStep* steps, int number) {
-  const auto real = [](Ints n) { return __builtin_convertvector(n, Reals); };
-  if (slope == 2 && !shared)
-    finish_rows(groups, steps, number, [&](int at) { return real(load(counts + at) + offset / 2); });
+// source(row)(position) gives a vector of y
+template <class Source>
+static void finish_rows(int rows, int groups, const BlockStep* given, int number, Source&& source) {
+  BlockStep steps[most_steps];
+  std::memcpy(steps, given, sizeof(BlockStep) * static_cast<std::size_t>(number));
+  for (int row = 0; row < rows; ++row, next_row(steps, number)) {
+    const auto of_row = source(row);
+    Usual u;
+    if (!usual(steps, number, u)) {
+      for (int group = 0; group < groups; ++group) {
+        Reals y[vectors];
+        for (int v = 0; v < vectors; ++v) y[v] = of_row(64 * group + v * lanes_wide);
+        finish_group(y, group, steps, number);
+      }
+      continue;
+    }
+    switch ((u.other ? 4 : 0) + (u.relu ? 2 : 0) + (u.store ? 1 : 0)) {
+      case 0: finish_usual<false, false, false>(u, groups, of_row); break;
+      case 1: finish_usual<false, false, true>(u, groups, of_row); break;
+      case 2: finish_usual<false, true, false>(u, groups, of_row); break;
+      case 3: finish_usual<false, true, true>(u, groups, of_row); break;
+      case 4: finish_usual<true, false, false>(u, groups, of_row); break;
+      case 5: finish_usual<true, false, true>(u, groups, of_row); break;
+      case 6: finish_usual<true, true, false>(u, groups, of_row); break;
+      default: finish_usual<true, true, true>(u, groups, of_row);
+    }
+  }
+}
+
+static inline Reals real(Ints n) { return __builtin_convertvector(n, Reals); }
+
+static void finish_counts(const std::int32_t* counts, std::ptrdiff_t stride, std::int32_t slope,
+                          const std::int32_t* offsets, const std::int32_t* shared, int rows, int groups,
+                          const BlockStep* steps, int number) {
+  if (slope == 2 && !shared)  // the usual case: no product, no shift
+    finish_rows(rows, groups, steps, number, [&](int row) {
+      return [from = counts + row * stride, half = offsets[row] / 2](int at) { return real(load(from + at) + half); };
+    });
   else if (!shared)
-    finish_rows(groups, steps, number, [&](int at) { return real((load(counts + at) * slope + offset) >> 1); });
+    finish_rows(rows, groups, steps, number, [&](int row) {
+      return [from = counts + row * stride, slope, offset = offsets[row]](int at) {
+        return real((load(from + at) * slope + offset) >> 1);
+      };
+    });
   else
-    finish_rows(groups, steps, number, [&](int at) {
-      return real(((load(counts + at) * slope + offset) >> 1) + load(shared + at));
+    finish_rows(rows, groups, steps, number, [&](int row) {
+      return [from = counts + row * stride, shared, slope, offset = offsets[row]](int at) {
+        return real(((load(from + at) * slope + offset) >> 1) + load(shared + at));
+      };
     });
 }
 
-static void finish_floats(const float* from, int groups, const RowStep* steps, int number) {
-  finish_rows(groups, steps, number, [&](int at) { return load(from + at); });
+static void finish_floats(const float* y, std::ptrdiff_t stride, int rows, int groups, const BlockStep* steps,
+                          int number) {
+  finish_rows(rows, groups, steps, number,
+              [&](int row) { return [from = y + row * stride](int at) { return load(from + at); }; });
 }
 
 }  // namespace

@@ -25,9 +25,9 @@ class Map final : public Operation {
     const Value& v = program_.value(input_);
     const int groups = v.geometry.groups();
     context.each(v.channels, [&](int c, char*) {
-      RowStep rows[most_steps];
-      const int number = steps_.resolve(context.data, c, 0, rows);
-      lanes_.finish_floats(context.data.floats(input_, c), groups, rows, number);
+      BlockStep steps[most_steps];
+      const int number = steps_.resolve(context.data, c, 0, steps);
+      lanes_.finish_floats(context.data.floats(input_, c), 0, 1, groups, steps, number);
     });
   }
   std::size_t scratch() const override { return 0; }
@@ -218,25 +218,32 @@ void Steps::write(Worker& worker, int value, int c, int group, int words, const 
   }
 }
 
-int Steps::resolve(Worker& worker, int c, int group, RowStep* rows) const {
+int Steps::resolve(Worker& worker, int c, int group, BlockStep* resolved) const {
   for (const Step& step : steps_) {
-    RowStep& row = *rows++;
-    row.kind = step.kind;
-    if (!step.factors.empty()) row.factor = step.factors[step.factors.size() == 1 ? 0 : static_cast<std::size_t>(c)];
-    if (step.kind == StepKind::add_value) row.other = worker.floats(step.value, c) + 64 * group;
-    if (step.kind == StepKind::store) row.floats = worker.floats(step.value, c) + 64 * group;
-    if (step.kind != StepKind::quantize) continue;
-    const Value& v = program_.value(step.value);
-    if (v.codes.bytes) {
-      row.kind = StepKind::quantize_bytes;
-      row.bytes = worker.codes(step.value, c) + 64 * group;
-    } else {
-      row.planes = worker.plane(step.value, c, 0) + v.geometry.front / 64 + group;
-      row.stride = v.geometry.words;
+    BlockStep& out = *resolved++;
+    out.kind = step.kind;
+    if (!step.factors.empty()) {
+      out.row = step.factors.size() > 1;
+      out.factors = step.factors.data() + c * out.row;
     }
-    row.mask = mask_.data() + group;
-    row.quantizer = &v.codes.quantizer;
-    row.pad = v.codes.pad;
+    if (step.value < 0) continue;
+    const Value& v = program_.value(step.value);
+    out.row = v.geometry.words * 64;
+    if (!v.is_codes) {
+      out.floats = worker.floats(step.value, c) + 64 * group;
+      continue;
+    }
+    out.mask = mask_.data() + group;
+    out.quantizer = &v.codes.quantizer;
+    out.pad = v.codes.pad;
+    if (v.codes.bytes) {
+      out.kind = StepKind::quantize_bytes;
+      out.bytes = worker.codes(step.value, c) + 64 * group;
+    } else {
+      out.planes = worker.plane(step.value, c, 0) + v.geometry.front / 64 + group;
+      out.plane = v.geometry.words;
+      out.row = v.geometry.words * v.codes.bits;
+    }
   }
   return static_cast<int>(steps_.size());
 }

@@ -96,8 +96,8 @@ std::vector<std::uint64_t> mask_of(const Geometry& geometry);
 class Steps {
  public:
   Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry);
-  // The steps for channel c from group `group` on, in `rows` (at most `most_steps`); returns how many.
-  int resolve(Worker& worker, int c, int group, RowStep* rows) const;
+  // The steps for the channels from c and the groups from `group` on, in `steps` (at most `most_steps`); their number.
+  int resolve(Worker& worker, int c, int group, BlockStep* steps) const;
   // Codes that were found otherwise: bits[j * stride + w] to the value's planes.
   void write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
              std::ptrdiff_t stride) const;

@@ -32,9 +32,14 @@ CASES: dict[str, dict[str, Any]] = {
         "activation_quantizer": "sign(scale=learned)",
         "overrides": {"spread": {"weights": 1, "activations": 1, "quantizer": "sign"}},
     },
-    "w2a2": {"weights": 2, "activations": 2},
-    "ternary, a1": {"weights": 2, "activations": 1, "quantizer": "ternary(granularity=channel)"},
-    "uniform, a3": {"weights": 3, "activations": 3, "quantizer": "uniform(scale=max-abs, granularity=channel)"},
+    "w2a2, ternary": {
+        "weights": 2,
+        "activations": 2,
+        "overrides": {
+            name: {"weights": 2, "activations": 1, "quantizer": "ternary(granularity=channel)"}
+            for name in ("grouped", "spread", "hidden")
+        },
+    },
     "w4a4, signed": {
         "weights": 4,
         "activations": 4,
@@ -42,7 +47,16 @@ CASES: dict[str, dict[str, Any]] = {
         "activation_quantizer": "lsq",
     },
     "w8a8": {"weights": 8, "activations": 8},
-    "uniform 8": {"weights": 8, "activations": 8, "quantizer": "uniform", "activation_quantizer": "lsq"},
+    "uniform": {
+        "weights": 8,
+        "activations": 8,
+        "quantizer": "uniform",
+        "activation_quantizer": "lsq",
+        "overrides": {
+            name: {"weights": 3, "activations": 3, "quantizer": "uniform(scale=max-abs, granularity=channel)"}
+            for name in ("depthwise", "line", "last")
+        },
+    },
 }
 NEWER = ("w1a1", "w4a4, signed")  # also tried with the newer opset: 2 and 4 bits in the file
 

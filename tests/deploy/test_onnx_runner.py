@@ -49,5 +49,15 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="no ONNX file"):
         run(path, torch.ones(1))
     doubled(path, 2, ours=False)
-    with pytest.raises(ArtefactError, match="not written by lowbit.export"):
+    with pytest.raises(ArtefactError, match="was not written by lowbit"):
+        run(path, torch.ones(1))
+
+
+def test_a_file_that_the_runtime_cannot_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    doubled(path, 2)
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperation"
+    onnx.save(model, path)
+    with pytest.raises(ArtefactError, match=r"ONNX Runtime \S+ cannot run"):
         run(path, torch.ones(1))

@@ -143,3 +143,14 @@ def test_signs_at_the_border() -> None:
     sums = F.conv2d(torch.where(x >= 0, 1.0, -1.0), part.whole.detach(), padding=1)
     expected = sums * part.multiplier.detach().reshape(-1, 1, 1) + layer.bias.detach().reshape(-1, 1, 1)
     assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "opset", "bits"), [("int8", 21, 8), ("int4", 21, 4), ("int4", 25, 2), ("float", 21, 32)]
+)
+def test_weights_take_the_bits_of_the_form(form: str, opset: int, bits: int) -> None:
+    torch.manual_seed(0)
+    layer = eight_bits(nn.Linear(256, 256), torch.rand(2, 256), weights=2)
+    file, _ = write(alone(layer, (2, 256), opset), DIALECTS["onnx", form])
+    weights = 256 * 256 * bits // 8
+    assert weights < len(file.SerializeToString()) < weights + 4000

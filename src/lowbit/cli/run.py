@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 
 from lowbit import __version__
 from lowbit._errors import DivergedError, LowbitError, UnknownNameError, nearest
+from lowbit.cli.deployment import bench_command, export_command, predict_command, verify_command
 from lowbit.cli.experiments import check_command, coarse_command, features_command, flow_command, repel_command
 from lowbit.cli.networks import eval_command, list_command, plot_command, summary_command, train_command
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "train": (
         train_command,
         "train a network; without options, LeNet-5 with 1-bit weights, 2-bit activations, on 8 x 8 digits",
@@ -22,6 +23,13 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         list_command,
         "what there is to choose from: lowbit list [estimators|quantizers|models|data|methods]",
     ),
+    "export": (
+        export_command,
+        "a run's model as a file for kernels, ONNX or FPGAs, with its proof: lowbit export RUN --to FILE",
+    ),
+    "verify": (verify_command, "whether a file computes what the trained model computes: lowbit verify FILE RUN"),
+    "predict": (predict_command, "accuracy and speed of an exported file: lowbit predict FILE"),
+    "bench": (bench_command, "an exported file against ONNX Runtime and PyTorch: lowbit bench FILE"),
     "plot": (plot_command, "pictures of a run's curves and of what its layers did: lowbit plot RUN"),
     "flow": (flow_command, "how fast a perturbed flat metric becomes flat under the Ricci-DeTurck flow"),
     "coarse": (coarse_command, "whether coarse gradient descent finds a perfect classifier, with which estimator"),
@@ -29,7 +37,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "features": (features_command, "how the last hidden layer of a run lays out the classes: lowbit features RUN"),
     "repel": (repel_command, "whether other estimators drive descent away from a run's minimum: lowbit repel RUN"),
 }
-"""What each command does with its arguments, and its line in the help."""
+"""What each command does with its arguments (its exit status, None for 0), and its line in the help."""
 
 
 def help_text() -> str:
@@ -81,5 +89,4 @@ def _dispatch(given: list[str]) -> int:
         raise UnknownNameError(
             f"unknown command '{given[0]}': {nearest(given[0], COMMANDS)}known: {', '.join(COMMANDS)}"
         )
-    COMMANDS[given[0]][0](given[1:])
-    return 0
+    return COMMANDS[given[0]][0](given[1:]) or 0

@@ -19,6 +19,7 @@ from lowbit._errors import ArtefactError
 from lowbit.deploy import container, describe
 from lowbit.deploy.contents import activation_quantizer, contents, fixed_codes, plain_tensors, quantizer_prefix
 from lowbit.deploy.fixed import refuse_training
+from lowbit.deploy.origin import Origin
 from lowbit.estimators import AbstractEstimator, build_estimator
 from lowbit.layers import FakeQuantize, QuantReLU, plain_name
 from lowbit.layers.conversion import KINDS, RECTIFIERS, leave_fast_path
@@ -36,10 +37,15 @@ _BECOMES: dict[str, tuple[type[nn.Module], tuple[type[nn.Module], ...]]] = {
 _HINT = "convert it with the same options, or load into the float model"
 
 
-def save(model: nn.Module, path: str | Path) -> int:
+def save(model: nn.Module, path: str | Path, origin: Origin | None = None) -> int:
     """Write a converted model to a `.lowbit` file: low-bit weights as packed codes, the rest as it is.
 
     The file is written atomically. Latent weights are not in it: a loaded model evaluates, but cannot be trained.
+
+    Args:
+        model: the model; it is left as it was.
+        path: of the file.
+        origin: the architecture and its inputs, for those who have the file alone.
 
     Returns: the size of the file in bytes.
 
@@ -48,7 +54,8 @@ def save(model: nn.Module, path: str | Path) -> int:
             finite, a quantizer that is not registered, a disk that refuses.
     """
     found = contents(model)
-    return container.write(Path(path), found.header(), found.tensors)
+    more = {} if origin is None else {"origin": origin.to_json()}
+    return container.write(Path(path), found.header() | more, found.tensors)
 
 
 def load(model: M, path: str | Path) -> M:
@@ -141,10 +148,13 @@ def _fit(model: nn.Module, header: dict[str, Any], tensors: Mapping[str, Tensor]
 
 def _parse(header: dict[str, Any]) -> tuple[dict[str, describe.Module], dict[str, str]]:
     modules, shared = header.get("modules"), header.get("shared")
-    if header.keys() != {"format", "version", "library", "modules", "shared"} or not isinstance(modules, dict):
+    known = {"format", "version", "library", "modules", "shared"}
+    if header.keys() - {"origin"} != known or not isinstance(modules, dict):
         raise ArtefactError("the header is damaged: it has other entries than lowbit writes")
     if not isinstance(shared, dict) or not all(isinstance(name, str) for name in shared.values()):
         raise ArtefactError("the header is damaged: it does not say which tensors are shared")
+    if "origin" in header:
+        Origin.from_json(header["origin"])
     return {name: describe.from_json(values) for name, values in modules.items()}, shared
 
 

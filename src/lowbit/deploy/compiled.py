@@ -17,7 +17,8 @@ from lowbit.deploy.kernels import kernels
 from lowbit.deploy.lowering import Lowered, Lowering, Segment
 from lowbit.deploy.observe import Entry, Inputs, Trace, as_arguments, flatten, whole_numbers
 from lowbit.deploy.tracing import Kind, Shapes, kind_of, trace, writes_in_place
-from lowbit.layers import FakeQuantize, quant_layers, quantizers_of
+from lowbit.layers import FakeQuantize, is_integer, quant_layers, quantizers_of
+from lowbit.layers.inspect import QUANT_LAYERS
 
 _log = logging.getLogger("lowbit")
 _KEPT_PLANS = 8  # shapes whose programs are kept; each owns a workspace
@@ -53,19 +54,36 @@ class CompiledModule(nn.Module):
         self._model = _fixed(model)
         self.threads = threads
         self.isa = isa
+        self._prepare()
+
+    def _prepare(self) -> None:
         self._plans: dict[Any, Plan] = {}
         self._attributes: dict[str, Any] = {}
+        self._lone = False
         self._traced: fx.GraphModule | None = None
         self.why_not = ""
         """Why nothing was compiled; empty if something was."""
         if kernels() is None:
             self.why_not = "lowbit was installed without its kernels"
             return
+        self._lone = isinstance(self._model, QUANT_LAYERS)
         try:
-            self._traced = trace(self._model)
+            # A lone layer would be taken apart: the tracer keeps whole only what lies within a module.
+            self._traced = trace(nn.Sequential(self._model) if self._lone else self._model)
         except Exception as error:  # tracing runs the user's own code
             self.why_not = f"its forward method cannot be traced ({type(error).__name__}: {error})"
             _log.warning("lowbit.compile: %s; the model runs on PyTorch, layer by layer", self.why_not)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The network and the options: programs and workspaces are made anew."""
+        own = ("_plans", "_attributes", "_traced", "_lone", "why_not")
+        state = {key: value for key, value in self.__dict__.items() if key not in own}
+        state["_modules"] = {key: value for key, value in self._modules.items() if key != "_traced"}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._prepare()
 
     def train(self, mode: bool = True) -> CompiledModule:
         """Raises: ConfigError for `mode=True`."""
@@ -129,8 +147,8 @@ class CompiledModule(nn.Module):
             self._attributes[path] = found
         return found
 
-    @staticmethod
-    def _call_name(layer: str, entries: list[Entry]) -> str:
+    def _call_name(self, layer: str, entries: list[Entry]) -> str:
+        layer = "" if self._lone else layer
         calls = {e.layer for e in entries if e.layer == layer or e.layer.startswith(f"{layer}#")}
         return layer if not calls else f"{layer}#{len(calls) + 1}"
 
@@ -142,7 +160,7 @@ class CompiledModule(nn.Module):
             env[node] = value
         if entries is None:
             return
-        for node in item.codes:
+        for node in (n for n in item.segment.nodes if n in item.codes):
             source = node.args[0]
             assert isinstance(source, fx.Node)
             codes = item.read_codes(node, tuple(plan.shapes[source].shape)).to(torch.int16)
@@ -267,15 +285,21 @@ def _spent(items: Sequence[Item]) -> list[list[fx.Node]]:
 
 
 def _fixed(model: nn.Module) -> nn.Module:
-    """A copy in evaluation, whose low-bit weights are quantized once and for all."""
+    """A copy in evaluation, whose low-bit weights are quantized once and for all, and their latent weights gone."""
     copied = copy.deepcopy(model).eval()
     for _, layer in quant_layers(copied):
         quantize = layer.weight_quantizer
-        if not isinstance(quantize, FakeQuantize) or isinstance(quantize.quantizer, FixedCodes):
+        if not isinstance(quantize, FakeQuantize):
             continue
         with torch.no_grad():
-            scale = quantize.quantizer.scale(quantize.quantizer.granularity.blocks(layer.weight)).clone()
-            quantize.quantizer = FixedCodes(quantize.quantizer, quantize.quantizer.codes(layer.weight), scale)
+            if not is_integer(layer):  # it computes with the values
+                layer.weight = nn.Parameter(quantize(layer.weight).clone())
+                layer.weight_quantizer = nn.Identity()
+                continue
+            if not isinstance(quantize.quantizer, FixedCodes):
+                scale = quantize.quantizer.scale(quantize.quantizer.granularity.blocks(layer.weight)).clone()
+                quantize.quantizer = FixedCodes(quantize.quantizer, quantize.quantizer.codes(layer.weight), scale)
+            layer.weight = nn.Parameter(layer.weight.new_zeros(()).expand(layer.weight.shape))  # its shape alone
     return copied.eval().requires_grad_(False)
 
 
@@ -313,7 +337,7 @@ def check_deployable(model: nn.Module, verb: str) -> None:
             f"lowbit.{verb}() takes a model with low-bit layers, and this one has none: make it with lowbit.convert()"
         )
     for name, module in model.named_modules():
-        if isinstance(module, FakeQuantize):
+        if isinstance(module, FakeQuantize) and not isinstance(module.quantizer, FixedCodes):
             ready = getattr(module.quantizer.scaling, "initialized", None)
             if ready is not None and not bool(ready):
                 raise ConfigError(

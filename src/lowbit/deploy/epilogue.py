@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def staircase_of(quantize: FakeQuantize) -> Staircase | None:
     scale = quantizer.scale(torch.zeros(())).detach().float()
     if scale.numel() != 1 or grid.count != 2**grid.bits:
         return None
-    common = {"bits": grid.bits, "low": grid.low, "step": grid.step, "unit": quantizer.unit(scale)}
+    common: dict[str, Any] = {"bits": grid.bits, "low": grid.low, "step": grid.step, "unit": quantizer.unit(scale)}
     if grid.binary:
         return Staircase(rounding="sign", reciprocal=1.0, least=0, most=1, **common)
     if quantizer.rounding is None:

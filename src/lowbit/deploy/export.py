@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from lowbit._errors import ConfigError, ExportError, nearest
 from lowbit.deploy.artefact import save
 from lowbit.deploy.observe import Inputs, as_arguments, low_bit_modules
+from lowbit.deploy.origin import KEY, Origin
 from lowbit.deploy.report import Report
 from lowbit.deploy.verify import verify
 
@@ -67,6 +69,7 @@ def export(
     opset: int = 21,
     inputs: Sequence[Inputs] = (),
     check: bool = True,
+    origin: Origin | None = None,
 ) -> Export:
     """Write a trained model to a file, and run the file against the model, layer by layer, before it gets its name.
 
@@ -90,6 +93,7 @@ def export(
         opset: of the ONNX operations, 21 or 25.
         inputs: more batches to compare on, beside the example and those that `verify` makes to hurt.
         check: compare. Without it the file is written as it is.
+        origin: the architecture and its inputs, for those who have the file alone; `lowbit export` gives it.
 
     Raises:
         ConfigError: an argument that does not fit; a package that is not installed.
@@ -107,9 +111,9 @@ def export(
     with _beside(path) as part:
         layers: dict[str, str] = {}
         if to == "lowbit":
-            save(model, part)
+            save(model, part, origin)
         else:
-            layers = _write(model, part, arguments, to, form, opset)
+            layers = _write(model, part, arguments, to, form, opset, origin)
         report = _compare(model, path, part, arguments, inputs) if check else None
         size = part.stat().st_size
         os.replace(part, path)
@@ -196,12 +200,20 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _write(
-    model: nn.Module, part: Path, arguments: tuple[Tensor, ...], to: str, form: str, opset: int
+    model: nn.Module,
+    part: Path,
+    arguments: tuple[Tensor, ...],
+    to: str,
+    form: str,
+    opset: int,
+    origin: Origin | None,
 ) -> dict[str, str]:
     from lowbit.deploy.dialects import DIALECTS
     from lowbit.deploy.onnx_file import trace, write
 
     file, layers = write(trace(model, arguments, opset), DIALECTS[to, form])
+    if origin is not None:
+        file.metadata_props.add(key=KEY, value=json.dumps(origin.to_json()))
     try:
         data = file.SerializeToString()
     except Exception as error:  # protobuf's own type: a message has room for 2 GB

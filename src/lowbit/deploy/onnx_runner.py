@@ -56,24 +56,38 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.model, content = _load(path)
+        self.model, content = load_file(path)
         self.tensors: dict[str, Any] = content["tensors"]
         self.outputs = [value.name for value in self.model.graph.output]
         self.qonnx = any(entry.domain == QONNX for entry in self.model.opset_import)
         self.looked = list(dict.fromkeys([*(entry["tensor"] for entry in self.tensors.values()), *self.outputs]))
+        self.sized: dict[int, Any] = {}
         if not self.qonnx:
-            self.session = _session(self.model)
+            self.session = self._session(self.model)
             # More outputs can keep the runtime from fusing what it otherwise would: hence two sessions.
             looking = onnx.ModelProto()
             looking.CopyFrom(self.model)
             more = [name for name in self.looked if name not in self.outputs]
             looking.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in more)
-            self.looking = _session(looking)
+            self.looking = self._session(looking)
+
+    def _session(self, model: onnx.ModelProto) -> Any:
+        """One thread, and otherwise what every user gets. Raises: ArtefactError."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # it warns of what it leaves to slower kernels
+        try:
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        except Exception as error:  # of a dozen types of its own
+            reason = str(error).strip().splitlines()[0][:300]
+            raise ArtefactError(f"ONNX Runtime {onnxruntime.__version__} cannot run '{self.path}': {reason}") from None
 
     def run(self, feeds: dict[str, Array]) -> tuple[dict[str, Array], list[Array]]:
         """All tensors that can be looked at, by name, and what the model returns."""
         if self.qonnx:
-            seen = _run_qonnx(self.model, feeds)
+            seen = self._run_qonnx(feeds)
             return seen, [seen[name] for name in self.outputs]
         results: list[Array] = self.session.run(self.outputs, feeds)
         seen = dict(zip(self.looked, self.looking.run(self.looked, feeds), strict=True))
@@ -83,6 +97,17 @@ class _File:
                 raise ArtefactError(f"'{self.path}': '{name}' changes by up to {off:.3g} when the layers are looked at")
         return seen, results
 
+    def _run_qonnx(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        from qonnx.core.onnx_exec import execute_onnx
+
+        batch = len(next(iter(feeds.values())))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if batch not in self.sized:
+                self.sized[batch] = _sized(self.model, batch)
+            seen: dict[str, Array] = execute_onnx(self.sized[batch], feeds, return_full_exec_context=True)
+        return seen
+
 
 def _tensor(key: str, value: Array, zero_point: int) -> Tensor:
     if key.endswith(":codes"):
@@ -90,7 +115,8 @@ def _tensor(key: str, value: Array, zero_point: int) -> Tensor:
     return torch.from_numpy(np.array(value))
 
 
-def _load(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def load_file(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The model of a file that `lowbit.export` wrote, and its metadata. Raises: ArtefactError."""
     try:
         model = onnx.load(path)
     except FileNotFoundError:
@@ -103,30 +129,15 @@ def _load(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
     return model, content
 
 
-def _session(model: onnx.ModelProto) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _run_qonnx(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
-    """All tensors. qonnx wants to know every shape beforehand, and so the size of the batch."""
+def _sized(model: onnx.ModelProto, batch: int) -> Any:
+    """The model for one size of the batch, as qonnx takes it: with every shape known beforehand."""
     from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fixed = onnx.ModelProto()
-        fixed.CopyFrom(model)
-        batch = len(next(iter(feeds.values())))
-        for value in (*fixed.graph.input, *fixed.graph.output, *fixed.graph.value_info):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param == "batch":
-                    dim.dim_value = batch
-        wrapper = ModelWrapper(fixed).transform(InferShapes())
-        context: dict[str, Array] = execute_onnx(wrapper, feeds, return_full_exec_context=True)
-    return context
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in (*fixed.graph.input, *fixed.graph.output, *fixed.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "batch":
+                dim.dim_value = batch
+    return ModelWrapper(fixed).transform(InferShapes())

@@ -26,7 +26,7 @@ from lowbit.layers.inspect import QUANT_LAYERS
 Kind: TypeAlias = Literal["layer", "norm", "relu", "add", "subsample", "pool", "same"]
 KERNEL_PRODUCT = 4  # weight bits × activation bits up to which bit planes beat bytes
 LONGEST_COUNT = 2**24  # the counters' range
-LONGEST_BYTES = 2**31 // (255 * 128)  # products of bytes that a sum of 32 bits holds
+LONGEST_BYTES = 2**29 // (255 * 128)  # products of bytes that a sum of 32 bits holds, twice over
 
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", "relu_", torch.relu_)
 _ADDS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -52,6 +52,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     graph = _Tracer().trace(model)
     traced = fx.GraphModule(model, graph)
     graph = traced.graph
+    module: Any
     for module in traced.modules():
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False  # operations may be re-ordered, so that none may write over another's input
@@ -134,27 +135,27 @@ def _pads_evenly(layer: QuantConv2d) -> bool:
     return layer.padding_mode == "zeros" and not (layer.padding == "same" and any(r % 2 for r in reach))
 
 
-def _fits(layer: nn.Module) -> bool:
+def _fits(layer: Any) -> bool:
     """Whether the kernels can compute a layer's sums."""
     if not is_integer(layer) or layer.weight.dtype != torch.float32:
         return False
-    staircase = staircase_of(layer.input_quantizer)  # type: ignore[arg-type]
+    staircase = staircase_of(layer.input_quantizer)
     if staircase is None or staircase.rounding == "up":
         return False
-    bytes_fit = staircase.rounding != "sign" and layer.weight[0].numel() < LONGEST_BYTES  # type: ignore[operator, index]
+    bytes_fit = staircase.rounding != "sign" and layer.weight[0].numel() < LONGEST_BYTES
     return on_planes(layer) or bytes_fit
 
 
-def on_planes(layer: nn.Module) -> bool:
+def on_planes(layer: Any) -> bool:
     """Whether a layer's sums are best computed on bit planes, rather than on bytes."""
-    staircase = staircase_of(layer.input_quantizer)  # type: ignore[arg-type]
+    staircase = staircase_of(layer.input_quantizer)
     assert staircase is not None
-    grid = layer.weight_quantizer.quantizer.integer_grid  # type: ignore[union-attr]
+    grid = layer.weight_quantizer.quantizer.integer_grid
     product = staircase.bits * grid.bits
     if product > KERNEL_PRODUCT and not (staircase.rounding == "sign" and product <= 8):
         return False
     balance = 2 * grid.low // grid.step + 2**grid.bits - 1
-    fan_in = layer.weight[0].numel()  # type: ignore[index, operator]
+    fan_in = layer.weight[0].numel()
     count = 2 * 2**grid.bits * 2**staircase.bits * fan_in
     return balance in (-1, 0, 1) and max(count, largest_sum(layer, fan_in)) < LONGEST_COUNT
 
@@ -176,15 +177,15 @@ def subsampling(node: fx.Node) -> tuple[int, int] | None:
     if node.op != "call_function":
         return None
     if node.target is operator.getitem and isinstance(node.args[1], tuple) and len(node.args[1]) == 4:
-        index = node.args[1]
+        index: Any = node.args[1]
         full = slice(None, None, None)
         strides = [i.step for i in index[2:] if isinstance(i, slice) and i.start is None and i.stop is None]
         same = len(strides) == 2 and strides[0] == strides[1] and isinstance(strides[0], int) and strides[0] > 0
         return (strides[0], 0) if same and index[0] == full and index[1] == full else None
     if node.target in (F.pad, torch._C._nn.pad) and len(node.args) >= 2:
         mode, value = node.kwargs.get("mode", "constant"), node.kwargs.get("value")
-        widths = node.args[1]
+        widths: Any = node.args[1]
         plain = len(node.args) == 2 and mode == "constant" and not value and isinstance(widths, (tuple, list))
-        if plain and len(widths) == 6 and not any(widths[:5]) and isinstance(widths[5], int):  # type: ignore[arg-type]
-            return (1, widths[5]) if widths[5] >= 0 else None  # type: ignore[index]
+        if plain and len(widths) == 6 and not any(widths[:5]) and isinstance(widths[5], int):
+            return (1, widths[5]) if widths[5] >= 0 else None
     return None

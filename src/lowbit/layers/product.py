@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowbit.layers.fake_quantize import FakeQuantize
 from lowbit.layers.fused import feed
@@ -21,7 +21,7 @@ LARGEST_FLOAT32 = 2**24  # up to here every whole number is a float32
 LARGEST_FAST = 2**13  # up to here a fast convolution algorithm (Winograd's), which is not exact, errs by less than 1/2
 
 
-def product(layer: nn.Module, input: Tensor, operation: Operation, fan_in: int, channels: int) -> Tensor:
+def product(layer: Any, input: Tensor, operation: Operation, fan_in: int, channels: int) -> Tensor:
     """`operation(Qa(x), Qw(weight), bias)`, a map that is linear in either argument.
 
     In evaluation, where both quantizers allow it (see `is_integer`): `y = N·m + bias` with the whole numbers
@@ -36,17 +36,17 @@ def product(layer: nn.Module, input: Tensor, operation: Operation, fan_in: int, 
     """
     if layer.training or not is_integer(layer):
         weight = layer.weight_quantizer(layer.weight)
-        return feed(layer.input_quantizer(input), lambda x: operation(x, weight, layer.bias))  # type: ignore[arg-type]
+        return feed(layer.input_quantizer(input), lambda x: operation(x, weight, layer.bias))
     result = _whole(layer, input, operation, fan_in, channels)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (input, *layer.parameters()))):
         return result
     weight = layer.weight_quantizer(layer.weight)
-    smooth = feed(layer.input_quantizer(input), lambda x: operation(x, weight, layer.bias))  # type: ignore[arg-type]
+    smooth = feed(layer.input_quantizer(input), lambda x: operation(x, weight, layer.bias))
     instead: Tensor = _Instead.apply(result.to(smooth.dtype), smooth)  # type: ignore[no-untyped-call]
     return instead
 
 
-def is_integer(layer: nn.Module) -> bool:
+def is_integer(layer: Any) -> bool:
     """Whether a layer's output is, in evaluation, a multiple of one real number per channel, plus the bias.
 
     So it is when weight and input are quantized, the input with one scale for all, the weight with one per tensor or
@@ -59,21 +59,21 @@ def is_integer(layer: nn.Module) -> bool:
     return not grouped and input.quantizer.granularity == PerTensor()
 
 
-def largest_sum(layer: nn.Module, fan_in: int) -> int:
+def largest_sum(layer: Any, fan_in: int) -> int:
     """A bound for |N|."""
     sides = (layer.weight_quantizer, layer.input_quantizer)
-    grids = [side.quantizer.integer_grid for side in sides]  # type: ignore[union-attr]
+    grids = [side.quantizer.integer_grid for side in sides]
     weight, input = (max(abs(grid.low), abs(grid.high)) for grid in grids)
     return fan_in * weight * input
 
 
 @torch.no_grad()
-def _whole(layer: nn.Module, input: Tensor, operation: Operation, fan_in: int, channels: int) -> Tensor:
-    n_x, unit_x = layer.input_quantizer.integers(input)  # type: ignore[operator, union-attr]
-    n_w, unit_w = layer.weight_quantizer.integers(layer.weight)  # type: ignore[operator, union-attr]
+def _whole(layer: Any, input: Tensor, operation: Operation, fan_in: int, channels: int) -> Tensor:
+    n_x, unit_x = layer.input_quantizer.integers(input)
+    n_w, unit_w = layer.weight_quantizer.integers(layer.weight)
     device, dtype = input.device.type, n_x.dtype
     # oneDNN's direct convolutions add whole numbers exactly; other backends may choose a fast algorithm.
-    direct = device == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    direct = device == "cpu" and torch._C._has_mkldnn and torch.backends.mkldnn.enabled
     limit = LARGEST_FLOAT32 if direct else LARGEST_FAST
     wide = torch.float64 if largest_sum(layer, fan_in) > limit else dtype
     final = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
@@ -87,7 +87,7 @@ def _whole(layer: nn.Module, input: Tensor, operation: Operation, fan_in: int, c
             multiplier = multiplier.reshape(-1, *[1] * after)
         result = sums.to(dtype) * multiplier
         if layer.bias is not None:
-            result = result + layer.bias.to(dtype).reshape(-1, *[1] * after)  # type: ignore[operator, union-attr]
+            result = result + layer.bias.to(dtype).reshape(-1, *[1] * after)
         return result.to(final)
 
 

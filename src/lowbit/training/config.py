@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lowbit._errors import CheckpointError, ConfigError, nearest
 from lowbit._spec import parse
@@ -234,7 +234,7 @@ def check_option(option: str, text: str, hint: Any) -> None:
 
     Raises: ConfigError in the words that a configuration file would get.
     """
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):  # choices with None are of the second kind
         if text != "None":
             check_option(option, text, get_args(hint)[0])
     elif get_origin(hint) is tuple:
