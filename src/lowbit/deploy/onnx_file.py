@@ -17,8 +17,8 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-import lowbit
 from lowbit._errors import ExportError
+from lowbit.deploy.container import library
 from lowbit.deploy.dialects import Dialect, Written
 from lowbit.deploy.onnx_graph import Writer
 from lowbit.deploy.onnx_parts import Affine, IntegerLayer, RealLayer
@@ -156,7 +156,7 @@ def _tidy(model: onnx.ModelProto) -> None:
         if initializer.name.startswith("model."):
             _rename(graph, initializer.name, initializer.name.removeprefix("model."))
     model.producer_name = graph.name = "lowbit"
-    model.producer_version = lowbit.__version__
+    model.producer_version = library()
 
 
 def _separate(graph: onnx.GraphProto, names: list[str]) -> None:
