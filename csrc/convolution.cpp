@@ -277,11 +277,14 @@ class Conv final : public Operation {
   void fetch(Worker& worker, int first_channel, int group, std::uint64_t* planes) {
     const std::int64_t start = 64ll * group + (phases_.direct() ? in_.geometry.front : 0);
     for (int j = 0; j < in_.codes.bits; ++j)
-      for (const Phases::Tap& tap : taps_)
-        for (int channel = first_channel; channel < first_channel + inputs_; ++channel, planes += words_)
-          lanes_.shifted(phases_.direct() ? worker.plane(c_.input, channel, j)
-                                          : phase_plane(worker, channel, j, tap.phase),
-                         start + tap.shift, words_, planes);
+      for (const Phases::Tap& tap : taps_) {
+        const bool direct = phases_.direct();
+        const std::uint64_t* source = direct ? worker.plane(c_.input, first_channel, j)
+                                             : phase_plane(worker, first_channel, j, tap.phase);
+        const std::int64_t row = (direct ? in_.geometry.words : phases_.groups() * phases_.count()) * in_.codes.bits;
+        lanes_.shifted(source, row, inputs_, start + tap.shift, words_, planes);
+        planes += static_cast<std::ptrdiff_t>(inputs_) * words_;
+      }
   }
 
   void block(Worker& worker, const Rows& rows, int group, char* scratch) {

@@ -39,8 +39,9 @@ constexpr int most_steps = 16;
 struct LaneOps {
   const char* name;
 
-  // out[w] = the 64 bits of `source` from bit `position` + 64·w on.
-  void (*shifted)(const std::uint64_t* source, std::int64_t position, int words, std::uint64_t* out);
+  // out[i * words + w] = the 64 bits of row i from bit `position` + 64·w on; rows are `row` words apart.
+  void (*shifted)(const std::uint64_t* source, std::ptrdiff_t row, int rows, std::int64_t position, int words,
+                  std::uint64_t* out);
 
   // out[i] = source[stride · i], a byte each.
   void (*every)(const std::uint8_t* source, int stride, int count, std::uint8_t* out);

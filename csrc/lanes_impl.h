@@ -94,22 +94,32 @@ static inline std::uint64_t not_negative(Reals y) {
 #endif
 }
 
-static void shifted(const std::uint64_t* source, std::int64_t position, int words, std::uint64_t* out) {
-  source += position >> 6;
-  const int right = static_cast<int>(position & 63);
+static inline void shift_row(const std::uint64_t* source, int right, int words, std::uint64_t* out) {
   if (right == 0) {
-    std::memcpy(out, source, static_cast<std::size_t>(words) * 8);
+    for (int w = 0; w < words; ++w) out[w] = source[w];
     return;
   }
+  for (int w = 0; w < words; ++w) out[w] = (source[w] >> right) | (source[w + 1] << (64 - right));
+}
+
+static void shifted(const std::uint64_t* source, std::ptrdiff_t row, int rows, std::int64_t position, int words,
+                    std::uint64_t* out) {
+  source += position >> 6;
+  const int right = static_cast<int>(position & 63);
 #if defined(__AVX512F__)
   if (words == 8) {
-    const __m512i low = _mm512_loadu_si512(source), high = _mm512_loadu_si512(source + 1);
-    _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srl_epi64(low, _mm_cvtsi32_si128(right)),
-                                             _mm512_sll_epi64(high, _mm_cvtsi32_si128(64 - right))));
+    const __m128i to_right = _mm_cvtsi32_si128(right), to_left = _mm_cvtsi32_si128(64 - right);  // 64 gives 0
+    for (int i = 0; i < rows; ++i, source += row, out += 8)
+      _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srl_epi64(_mm512_loadu_si512(source), to_right),
+                                               _mm512_sll_epi64(_mm512_loadu_si512(source + 1), to_left)));
     return;
   }
 #endif
-  for (int w = 0; w < words; ++w) out[w] = (source[w] >> right) | (source[w + 1] << (64 - right));
+  if (words == 1) {
+    for (int i = 0; i < rows; ++i, source += row) shift_row(source, right, 1, out + i);
+    return;
+  }
+  for (int i = 0; i < rows; ++i, source += row, out += words) shift_row(source, right, words, out);
 }
 
 static void every(const std::uint8_t* source, int stride, int count, std::uint8_t* out) {
@@ -232,27 +242,23 @@ static inline void finish_group(Reals (&y)[vectors], int group, const BlockStep*
 
 // The usual epilogue as straight code: ((n·m + b)·α + β) [+ other], [ReLU], [store], [quantize].
 struct Usual {
-  const float *m, *b, *slope, *offset;
+  const BlockStep *m = nullptr, *b = nullptr, *slope = nullptr, *offset = nullptr;
   const BlockStep *other = nullptr, *store = nullptr, *quantize = nullptr;
   bool relu = false;
 };
 
-constexpr float one = 1.0f, nothing = -0.0f;  // what changes no number at all
-
 static bool usual(const BlockStep* steps, int number, Usual& u) {
-  u.m = u.slope = &one;
-  u.b = u.offset = &nothing;
   int stage = 0;  // how far along the sequence above
   for (const BlockStep* step = steps; step < steps + number; ++step) {
     int place = 8;
     switch (step->kind) {
       case StepKind::multiply:
         place = stage == 0 ? 1 : 3;
-        (place == 1 ? u.m : u.slope) = step->factors;
+        (place == 1 ? u.m : u.slope) = step;
         break;
       case StepKind::add:
         place = stage <= 1 ? 2 : 4;
-        (place == 2 ? u.b : u.offset) = step->factors;
+        (place == 2 ? u.b : u.offset) = step;
         break;
       case StepKind::add_value:
         place = 5, u.other = step;
@@ -274,7 +280,10 @@ static bool usual(const BlockStep* steps, int number, Usual& u) {
 
 template <bool other, bool relu, bool store, class Source>
 static inline void finish_usual(const Usual& u, int groups, const Source& source) {
-  const Reals m = all(*u.m), b = all(*u.b), slope = all(*u.slope), offset = all(*u.offset);
+  const auto factor = [](const BlockStep* step, float none) { return all(step ? *step->factors : none); };
+  // Times 1 and plus −0 change no number at all.
+  const Reals m = factor(u.m, 1.0f), b = factor(u.b, -0.0f);
+  const Reals slope = factor(u.slope, 1.0f), offset = factor(u.offset, -0.0f);
   for (int group = 0; group < groups; ++group) {
     Reals y[vectors];
 #pragma GCC unroll 16
@@ -321,10 +330,11 @@ template <class Source>
 static void finish_rows(int rows, int groups, const BlockStep* given, int number, Source&& source) {
   BlockStep steps[most_steps];
   std::memcpy(steps, given, sizeof(BlockStep) * static_cast<std::size_t>(number));
+  Usual u;
+  const bool straight = usual(steps, number, u);
   for (int row = 0; row < rows; ++row, next_row(steps, number)) {
     const auto of_row = source(row);
-    Usual u;
-    if (!usual(steps, number, u)) {
+    if (!straight) {
       for (int group = 0; group < groups; ++group) {
         Reals y[vectors];
         for (int v = 0; v < vectors; ++v) y[v] = of_row(64 * group + v * lanes_wide);

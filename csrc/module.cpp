@@ -14,8 +14,6 @@ using namespace lowbit;
 
 namespace {
 
-using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using ReadFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Limits = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -81,24 +79,15 @@ int codes(Program& program, int channels, int height, int width, int margin, int
   return program.codes(channels, height, width, margin, c);
 }
 
-void run(Program& program, const std::vector<ReadFloats>& inputs, const std::vector<Floats>& outputs, int images) {
-  const auto check = [&](std::size_t size, int value) {
-    const Value& v = program.value(value);
-    if (size != static_cast<std::size_t>(images) * v.channels * v.geometry.height * v.geometry.width)
-      throw std::invalid_argument("a tensor has not the size that the program was made for");
-  };
-  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size())
+// Addresses of contiguous float tensors, [images][channels][height][width]; lowbit.deploy.lowering answers for them.
+void run(Program& program, const std::vector<std::uintptr_t>& inputs, const std::vector<std::uintptr_t>& outputs,
+         int images) {
+  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size() || images < 0)
     throw std::invalid_argument("wrong number of tensors");
   std::vector<const float*> from;
   std::vector<float*> to;
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    check(inputs[i].size(), program.inputs()[i]);
-    from.push_back(inputs[i].data());
-  }
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    check(outputs[i].size(), program.outputs()[i]);
-    to.push_back(outputs[i].data());
-  }
+  for (const auto address : inputs) from.push_back(reinterpret_cast<const float*>(address));
+  for (const auto address : outputs) to.push_back(reinterpret_cast<float*>(address));
   nb::gil_scoped_release release;
   program.run(from, to, images);
 }

@@ -38,7 +38,7 @@ def export_command(arguments: list[str]) -> None:
     assert result.report is not None
     report = _on_images(result.report, sum(map(len, given.batches)), given.origin.data)
     console(error=command.json).print(_headline(result), soft_wrap=True, markup=False)
-    _print(report.render(), command.json)
+    _print_report(report, command.json)
     if not report.identical:
         _note("codes differ by rounding alone, which float layers bring in: the file was kept (see above)")
     if command.json:
@@ -69,7 +69,7 @@ def verify_command(arguments: list[str]) -> int:
     given = from_run(command.run, checkpoint, command.data_path, command.images, command.seed)
     report = verify(given.model, command.artefact, [*given.batches], seed=command.seed)
     report = _on_images(report, sum(map(len, given.batches)), given.origin.data)
-    _print(report.render(), command.json)
+    _print_report(report, command.json)
     if not report.identical:
         if origin is not None and origin.epoch != given.origin.epoch:
             _note(
@@ -156,6 +156,15 @@ def _headline(result: Export) -> str:
 def _on_images(report: Report, images: int, source: str) -> Report:
     """The report, which says what was compared."""
     return replace(report, inputs=f"{images} test images of '{source}';{report.inputs.partition(';')[2]}")
+
+
+def _print_report(report: Report, json: bool) -> None:
+    _print(report.render(), json)
+    if not any(layer.codes for layer in report.layers):
+        _note(
+            "no layer here computes with whole numbers: all was compared within rounding, which on the largest of the "
+            "inputs made to hurt is a large number"
+        )
 
 
 def _print(table: Table, json: bool) -> None:

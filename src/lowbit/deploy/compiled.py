@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -32,7 +33,7 @@ class Plan:
 
     items: list[Item]
     shapes: dict[fx.Node, Tensor]
-    spent: list[list[fx.Node]]  # the values that are not needed any more after each item
+    whole: fx.GraphModule
 
 
 class CompiledModule(nn.Module):
@@ -99,14 +100,14 @@ class CompiledModule(nn.Module):
         with torch.no_grad():
             if self._traced is None or kwargs or not all(isinstance(a, Tensor) for a in args):
                 return self._model(*args, **kwargs)
-            return self._run(args, None)
+            return self._plan(args).whole(*args)
 
-    def _run(self, args: Sequence[Tensor], entries: list[Entry] | None) -> Any:
+    def _watched(self, args: Sequence[Tensor], entries: list[Entry]) -> Any:
+        """The result, computed operation by operation, with what the low-bit layers read and gave on the way."""
         plan = self._plan(args)
-        assert self._traced is not None
         env: dict[fx.Node, Any] = {}
         given = iter(args)
-        for item, spent in zip(plan.items, plan.spent, strict=True):
+        for item in plan.items:
             if isinstance(item, Lowered):
                 self._call(item, env, plan, entries)
             elif item.op == "placeholder":
@@ -115,11 +116,9 @@ class CompiledModule(nn.Module):
                 return fx.node.map_arg(item.args[0], lambda n: env[n])
             else:
                 env[item] = self._compute(item, env, entries)
-            for node in spent:
-                del env[node]
         return None
 
-    def _compute(self, node: fx.Node, env: dict[fx.Node, Any], entries: list[Entry] | None) -> Any:
+    def _compute(self, node: fx.Node, env: dict[fx.Node, Any], entries: list[Entry]) -> Any:
         args: Any = fx.node.map_arg(node.args, lambda n: env[n])
         kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: env[n])
         if node.op == "get_attr":
@@ -129,7 +128,7 @@ class CompiledModule(nn.Module):
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         module = self._held(str(node.target))
-        if entries is None or not hasattr(module, "input_quantizer"):
+        if not hasattr(module, "input_quantizer"):
             return module(*args, **kwargs)
         name = self._call_name(str(node.target), entries)
         if isinstance(module.input_quantizer, FakeQuantize):
@@ -152,14 +151,8 @@ class CompiledModule(nn.Module):
         calls = {e.layer for e in entries if e.layer == layer or e.layer.startswith(f"{layer}#")}
         return layer if not calls else f"{layer}#{len(calls) + 1}"
 
-    def _call(self, item: Lowered, env: dict[fx.Node, Any], plan: Plan, entries: list[Entry] | None) -> None:
-        inputs = [env[n].contiguous() for n in item.segment.inputs]
-        outputs = [torch.empty(plan.shapes[n].shape) for n in item.segment.outputs]
-        item.run(inputs, outputs)
-        for node, value in zip(item.segment.outputs, outputs, strict=True):
-            env[node] = value
-        if entries is None:
-            return
+    def _call(self, item: Lowered, env: dict[fx.Node, Any], plan: Plan, entries: list[Entry]) -> None:
+        env.update(zip(item.segment.outputs, item.run(*(env[n] for n in item.segment.inputs)), strict=True))
         for node in (n for n in item.segment.nodes if n in item.codes):
             source = node.args[0]
             assert isinstance(source, fx.Node)
@@ -180,7 +173,7 @@ class CompiledModule(nn.Module):
         with torch.no_grad():
             for example in zip(*batches, strict=True):
                 entries: list[Entry] = []
-                result = self._run(example, entries)
+                result = self._watched(example, entries)
                 traces.append((entries, flatten(result)))
         joined = [
             Entry(parts[0].layer, parts[0].what, torch.cat([p.value for p in parts]))
@@ -254,7 +247,7 @@ def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa:
         Lowering(module, item, modules, shapes, threads, isa).build() if isinstance(item, Segment) else item
         for item in items
     ]
-    return Plan(lowered, shapes, _spent(lowered))
+    return Plan(lowered, shapes, _whole(traced, lowered))
 
 
 def _segments(nodes: Sequence[fx.Node], kinds: dict[fx.Node, Kind]) -> list[fx.Node | Segment]:
@@ -270,18 +263,40 @@ def _segments(nodes: Sequence[fx.Node], kinds: dict[fx.Node, Kind]) -> list[fx.N
     return [segment]
 
 
-def _spent(items: Sequence[Item]) -> list[list[fx.Node]]:
-    last: dict[fx.Node, int] = {}
-    for position, item in enumerate(items):
-        made = item.segment.outputs if isinstance(item, Lowered) else [item]
-        read = item.segment.inputs if isinstance(item, Lowered) else item.all_input_nodes
-        for node in (*made, *read):
-            last[node] = position
-    spent: list[list[fx.Node]] = [[] for _ in items]
-    for node, position in last.items():
-        if node.op != "output":
-            spent[position].append(node)
-    return spent
+class _Stretch(nn.Module):
+    """A segment, as a module that a graph can call."""
+
+    def __init__(self, lowered: Lowered) -> None:
+        super().__init__()
+        self.lowered = lowered
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.lowered.run(*inputs)
+
+
+def _whole(traced: fx.GraphModule, items: Sequence[Item]) -> fx.GraphModule:
+    """The items as one graph, whose code runs without an interpreter's overhead."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    stretches: dict[str, nn.Module] = {}
+    for item in items:
+        if isinstance(item, fx.Node):
+            env[item] = graph.node_copy(item, lambda n: env[n])
+            continue
+        name = f"_stretch_{len(stretches)}"
+        stretches[name] = _Stretch(item)
+        result = graph.call_module(name, tuple(env[n] for n in item.segment.inputs))
+        for i, node in enumerate(item.segment.outputs):
+            env[node] = graph.call_function(operator.getitem, (result, i))
+    modules = dict(traced.named_modules())
+    held = {str(n.target): modules[str(n.target)] for n in items if isinstance(n, fx.Node) and n.op == "call_module"}
+    for item in items:
+        if isinstance(item, fx.Node) and item.op == "get_attr":
+            found: Any = traced
+            for part in str(item.target).split("."):
+                found = getattr(found, part)
+            held[str(item.target)] = found
+    return fx.GraphModule({**held, **stretches}, graph)
 
 
 def _fixed(model: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from lowbit._errors import ConfigError
 from lowbit.deploy.epilogue import AddValue, Affine, Rectify, Staircase, Step, staircase_of, thresholds
 from lowbit.deploy.tracing import Kind, on_planes, pooling, subsampling
 from lowbit.layers import FakeQuantize, affine
@@ -44,25 +45,37 @@ class Lowered:
         segment: what it computes.
         codes: layer's node → the value that holds its input's codes.
         rows: whether examples lie side by side in one image (2-D values), and of what width.
+        expects: shapes of the inputs.
+        shapes: of the outputs.
     """
 
     program: Any
     segment: Segment
     codes: dict[fx.Node, int]
     rows: int
+    expects: Sequence[torch.Size]
+    shapes: Sequence[torch.Size]
 
-    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Compute. Tensors are contiguous, float32, on the CPU, in the order of the segment's inputs and outputs."""
-        if not self.rows:
-            images = inputs[0].shape[0]
-            self.program.run([t.numpy() for t in inputs], [t.numpy() for t in outputs], images)
-            return
-        count = inputs[0].shape[0]
-        wide = [_as_columns(t, self.rows) for t in inputs]
-        results = [torch.empty(t.shape[1], self.rows) for t in outputs]
-        self.program.run([t.numpy() for t in wide], [t.numpy() for t in results], 1)
-        for result, out in zip(results, outputs, strict=True):
-            out.copy_(result[:, :count].T)
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The values of the segment's outputs, for those of its inputs: float32, on the CPU, of the planned shapes."""
+        given = [t.contiguous() for t in inputs]
+        for tensor, shape in zip(given, self.expects, strict=True):
+            if tensor.shape != shape or tensor.dtype != torch.float32:
+                raise ConfigError(
+                    f"within the compiled model a tensor has shape {tuple(tensor.shape)} and {tensor.dtype}, where "
+                    f"it had {tuple(shape)} and float32 for the first input of this shape: shapes that depend on the "
+                    "data cannot be compiled; run the model itself"
+                )
+        if not self.rows or given[0].shape[0] == 1:  # one row is one column
+            outputs = tuple(torch.empty(shape) for shape in self.shapes)
+            images = 1 if self.rows else given[0].shape[0]
+            self.program.run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], images)
+            return outputs
+        wide = [_as_columns(t, self.rows) for t in given]
+        results = [torch.empty(shape[1], self.rows) for shape in self.shapes]
+        self.program.run([t.data_ptr() for t in wide], [t.data_ptr() for t in results], 1)
+        count = given[0].shape[0]
+        return tuple(t[:, :count].T.contiguous() for t in results)
 
     def read_codes(self, node: fx.Node, shape: tuple[int, ...]) -> Tensor:
         """The codes' whole numbers (int32) that the layer of `node` read in the last run, of one image."""
@@ -136,7 +149,10 @@ class Lowering:
         for node in self.segment.outputs:
             self.program.output(self.values[node])
         self.program.finish()
-        return Lowered(self.program, self.segment, self.codes, self.rows)
+        expects, shapes = (
+            [self.shapes[n].shape for n in nodes] for nodes in (self.segment.inputs, self.segment.outputs)
+        )
+        return Lowered(self.program, self.segment, self.codes, self.rows, expects, shapes)
 
     def _module(self, node: fx.Node) -> Any:
         return self.modules[str(node.target)]
