@@ -21,11 +21,12 @@ struct BitCore {
   std::size_t (*narrow_packed_size)(int M, int K);
   void (*narrow_pack)(const std::uint8_t* bits, int M, int K, std::uint8_t* packed);
 
-  // Bytes of scratch that a call needs (64-byte aligned).
+  // Bytes of scratch that a call needs (64-byte aligned), for the M, K and depth of that call; M is that of the packing.
   std::size_t (*scratch_size)(int M, int K, int depth);
 
   // counters[m] += 2^shift · Σ_k (bit of weight (m, k) ? planes[k] : ~planes[k]), as vertical counters of `depth` bits.
   // planes: wide [K][words], narrow [K][1] words, 64-byte aligned. The caller sees to it that no count overflows depth.
+  // Narrow: the rows from M up to the next multiple of 8 are written too, here and by compare; they mean nothing.
   void (*wide)(const std::uint64_t* planes, int K, const std::uint8_t* packed, int M, int shift, int depth,
                std::uint64_t* counters, void* scratch);
   void (*narrow)(const std::uint64_t* planes, int K, const std::uint8_t* packed, int M, int shift, int depth,

@@ -30,9 +30,10 @@ struct Vnni {
 
 void gemm(const std::uint8_t* a, std::size_t lda, int M, const std::uint8_t* packed, int K, int N, std::int32_t* c,
           std::size_t ldc) {
-  product<Vnni::lanes>(a, lda, M, packed, K, N, c, ldc, [](const TileArguments& t, int rows, int vectors, std::int32_t) {
-    all_rows<Fused<Vnni>>(t, rows, vectors);
-  });
+  product<Vnni::lanes>(a, lda, M, packed, K, N, c, ldc,
+                       [](const TileArguments& t, int rows, int vectors, std::int32_t /*bound*/) {
+                         all_rows<Fused<Vnni>>(t, rows, vectors);
+                       });
 }
 
 using Pack = Packing<Vnni::lanes>;

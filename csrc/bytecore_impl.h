@@ -1,7 +1,7 @@
 // The byte cores, and the frame that those of x86 share: packing, tiling and the three ways of multiplying.
 //
-// Everything here is in an anonymous namespace on purpose: each instruction set must get a copy compiled for itself, and
-// the linker must never choose one of these copies for a file that runs on older processors.
+// All the code here is in an anonymous namespace on purpose: each instruction set must get a copy compiled for itself,
+// and the linker must never choose one of these copies for a file that runs on older processors.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,8 @@ inline std::size_t round_up(std::size_t size, std::size_t unit) { return (size +
 
 // Columns of B in vectors of `Lanes`, the vectors in groups of kGroup (the last group may be smaller):
 //   int32 bound[groups], padded to 64 bytes, then for each group [ceil(K / 4)][vectors][Lanes][4] bytes.
-// A group lies in one piece so that a tile reads a single stream, whatever power of two K may be. The bound of a group is
-// the largest magnitude that the positive or the negative members of a pair (b[2i][n], b[2i + 1][n]) add up to.
+// A group lies in one piece so that a tile reads a single stream, whatever power of two K may be. The bound of a group
+// is the largest magnitude that the positive or the negative members of a pair (b[2i][n], b[2i + 1][n]) add up to.
 template <int Lanes>
 struct Packing {
   static std::size_t row_size(int K) { return round_up(static_cast<std::size_t>(K), 4); }

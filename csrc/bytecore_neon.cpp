@@ -51,8 +51,8 @@ void tiles(const Tile* by_rows, int largest, const std::uint8_t* a, std::size_t 
   }
 }
 
-// With dot products of signed bytes: a is read as a − 128, and 128 times the sum of each column of B, which is packed in
-// front of its group, makes up for it. Groups: int32[16], then [K / 4][16][4] bytes, K rounded up to 16.
+// With dot products of signed bytes: a is read as a − 128, and 128 times the sum of each column of B, which is packed
+// in front of its group, makes up for it. Groups: int32[16], then [K / 4][16][4] bytes, K rounded up to 16.
 namespace dot {
 
 constexpr std::size_t kHeader = kColumns * sizeof(std::int32_t);

@@ -29,7 +29,8 @@ void chunk_product(const std::int16_t (*a)[kChunk], int rows, int length, const 
                    std::size_t column_bytes, int N, bool add, std::int32_t* c, std::size_t ldc) {
   for (int n = 0; n < N; ++n) {
     std::int16_t b[kChunk];
-    std::memcpy(b, packed + column_bytes * static_cast<std::size_t>(n), sizeof(b[0]) * static_cast<std::size_t>(length));
+    std::memcpy(b, packed + column_bytes * static_cast<std::size_t>(n),
+                sizeof(b[0]) * static_cast<std::size_t>(length));
     std::int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
     for (int k = 0; k < length; ++k) {
       s0 += static_cast<std::int32_t>(a[0][k]) * static_cast<std::int32_t>(b[k]);

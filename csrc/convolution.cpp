@@ -371,7 +371,8 @@ class Conv final : public Operation {
     }
     BlockStep steps[most_steps];
     const int number = steps_.resolve(worker, rows.first, group, steps);
-    lanes_.finish_counts(counts, n, slope, offsets, nullptr, rows.count, words_, steps, number);
+    const int groups = std::min(words_, out_.groups() - group);
+    lanes_.finish_counts(counts, n, slope, offsets, nullptr, rows.count, groups, steps, number);
   }
 
   const Program& program_;

@@ -35,9 +35,9 @@ struct Avx2 {
   static Float add(Float x, Float y) { return _mm256_add_ps(x, y); }
   LOWBIT_FLOAT_INLINE static Float multiply_add(Float x, Float y, Float z) { return _mm256_fmadd_ps(x, y, z); }
 
-  // Sixteen levels do not fit a table of eight. A field of 4 bits is put where it lies into the mantissa of a float with
-  // an exponent that makes its lowest bit a 1: 2^(23 − position) + i, from which one exact multiply-add makes the level.
-  // (From position 4 on: below, the constant of that multiply-add could need more than 24 bits.)
+  // Sixteen levels do not fit a table of eight. A field of 4 bits is put where it lies into the mantissa of a float
+  // with an exponent that makes its lowest bit a 1: 2^(23 − position) + i, from which one exact multiply-add makes the
+  // level. (From position 4 on: below, the constant of that multiply-add could need more than 24 bits.)
   template <int F>
   static constexpr int position() {
     return F == 0 ? 4 : F < 5 ? 4 * F : 4 * F - 12;
@@ -76,7 +76,9 @@ struct Avx2 {
   static Float pick(Int field, Float sums) { return _mm256_permutevar8x32_ps(sums, field); }
 
  private:
-  static Int first(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+  static Int first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
 };
 
 template <>

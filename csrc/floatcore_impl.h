@@ -1,7 +1,7 @@
 // The float cores, and the frame that they share: the packed form of few-bit weights and the loops over it.
 //
-// Like bytecore_impl.h, everything that produces code is in an anonymous namespace, so that every instruction set has its
-// own copy. A file may define LOWBIT_FLOAT_TARGET, function attributes for the code below, before it includes this one.
+// As in bytecore_impl.h, all the code is in an anonymous namespace, so that every instruction set has its own copy.
+// A file may define LOWBIT_FLOAT_TARGET, function attributes for the code below, before it includes this one.
 #pragma once
 
 #include <cstddef>
@@ -116,8 +116,8 @@ struct Panel {
 //   rows, vectors_*    rows at a time, and vectors of outputs for that many, for 4, and for 1 or 2 rows
 //   settle(x)          nothing, but the compiler must have computed x by then
 //   table              entries of a table, for `pick`
-//   group<Bits>()      1: weights become levels, which are multiplied by x. More: so many weights at a time choose among
-//                      the sums that x can form with them, which a table holds
+//   group<Bits>()      1: weights become levels, which are multiplied by x. More: so many weights at a time choose
+//                      among the sums that x can form with them, which a table holds
 //   field<Bits, F>(w)  field F (group · Bits bits) of a unit, in the low bits
 //   level<Bits, F>(field, constants), pick(field, table)
 template <class Isa, int Bits, int Rows, int Vectors, int F>
@@ -328,9 +328,9 @@ struct Core {
     }
   }
 
-  LOWBIT_FLOAT_TARGET static void linear(const float* x, std::size_t ldx, int M, const std::uint8_t* packed, int K, int N,
-                                         int bits, int low, int step, const float* unit, const float* bias, float* y,
-                                         std::size_t ldy) {
+  LOWBIT_FLOAT_TARGET static void linear(const float* x, std::size_t ldx, int M, const std::uint8_t* packed, int K,
+                                         int N, int bits, int low, int step, const float* unit, const float* bias,
+                                         float* y, std::size_t ldy) {
     switch (bits) {
       case 1: linear_bits<Isa, 1>(x, ldx, M, packed, K, N, low, step, unit, bias, y, ldy); break;
       case 2: linear_bits<Isa, 2>(x, ldx, M, packed, K, N, low, step, unit, bias, y, ldy); break;

@@ -10,9 +10,10 @@ namespace lowbit {
 namespace {
 
 std::size_t size_of(const Value& value) {
-  std::size_t word = 64 * sizeof(float);  // bytes that 64 positions take
-  if (value.is_codes) word = value.codes.bytes ? 64 : 8 * static_cast<std::size_t>(value.codes.bits);
-  const std::size_t bytes = static_cast<std::size_t>(value.channels) * value.geometry.words * word;
+  const Geometry& g = value.geometry;
+  std::size_t row = sizeof(float) * g.floats();  // bytes of one channel
+  if (value.is_codes) row = g.words * (value.codes.bytes ? 64 : 8 * static_cast<std::size_t>(value.codes.bits));
+  const std::size_t bytes = static_cast<std::size_t>(value.channels) * row;
   return (bytes + 63) / 64 * 64;
 }
 
@@ -228,7 +229,7 @@ int Steps::resolve(Worker& worker, int c, int group, BlockStep* resolved) const 
     }
     if (step.value < 0) continue;
     const Value& v = program_.value(step.value);
-    out.row = v.geometry.words * 64;
+    out.row = v.is_codes ? v.geometry.words * 64 : v.geometry.floats();
     if (!v.is_codes) {
       out.floats = worker.floats(step.value, c) + 64 * group;
       continue;

@@ -37,10 +37,10 @@ struct Layout {
 struct Worker {
   Worker(const Program& program, const Layout& layout, std::size_t scratch_bytes, std::size_t shared_bytes);
 
-  // Of channel c, from position (0, 0) on.
+  // Of channel c, from position (0, 0) on, which is its start: nothing shifts floats.
   float* floats(int value, int c) {
     const Geometry& g = program.value(value).geometry;
-    return reinterpret_cast<float*>(base(value)) + c * g.words * 64 + g.front;
+    return reinterpret_cast<float*>(base(value)) + c * g.floats();
   }
   // Bit j of channel c, from the first padding bit on.
   std::uint64_t* plane(int value, int c, int j) {

@@ -25,6 +25,7 @@ struct Geometry {
   Geometry(int height, int width, int margin);
   std::int64_t flat() const { return height * pitch; }          // positions, the margins between rows included
   int groups() const { return static_cast<int>((flat() + 63) / 64); }  // 64-position groups
+  std::int64_t floats() const { return 64ll * groups(); }  // of one channel
   bool operator==(const Geometry& other) const {
     return height == other.height && width == other.width && margin == other.margin;
   }

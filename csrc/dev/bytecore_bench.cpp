@@ -4,7 +4,8 @@
 //   z="$a -mavx512f -mavx512bw -mavx512dq -mavx512vl"; mkdir -p build/dev; cd csrc
 //   for c in bytecore floatcore; do
 //     g++ $f -c $c.cpp -o ../build/dev/$c.o; g++ $f -c ${c}_portable.cpp -o ../build/dev/${c}_portable.o
-//     g++ $f $a -c ${c}_avx2.cpp -o ../build/dev/${c}_avx2.o; g++ $f $z -c ${c}_avx512.cpp -o ../build/dev/${c}_avx512.o
+//     g++ $f $a -c ${c}_avx2.cpp -o ../build/dev/${c}_avx2.o
+//     g++ $f $z -c ${c}_avx512.cpp -o ../build/dev/${c}_avx512.o
 //   done
 //   g++ $f $z -mavx512vnni -c bytecore_avx512vnni.cpp -o ../build/dev/bytecore_avx512vnni.o
 //   g++ $f -I. dev/bytecore_bench.cpp ../build/dev/{byte,float}core*.o -o ../build/dev/bytecore_bench
@@ -119,7 +120,8 @@ bool test_bytes(const ByteCore& core, int M, int N, int K, Fill fill, int bound)
 bool test_floats(const FloatCore& core, int M, int N, int K, int bits, int low, int step, double* worst) {
   std::vector<std::int8_t> q(static_cast<std::size_t>(N) * K);
   for (auto& x : q) x = static_cast<std::int8_t>(low + step * uniform(0, (1 << bits) - 1));
-  const std::size_t ldx = static_cast<std::size_t>(K + uniform(0, 3)), ldy = static_cast<std::size_t>(N + uniform(0, 3));
+  const std::size_t ldx = static_cast<std::size_t>(K + uniform(0, 3));
+  const std::size_t ldy = static_cast<std::size_t>(N + uniform(0, 3));
   Guarded x_memory((ldx * static_cast<std::size_t>(M - 1) + static_cast<std::size_t>(K)) * sizeof(float));
   float* x = reinterpret_cast<float*>(x_memory.data);
   std::normal_distribution<float> normal;
@@ -148,13 +150,15 @@ bool test_floats(const FloatCore& core, int M, int N, int K, int bits, int low, 
         size += product * product;
       }
       const double expected = sum * unit[n] + (has_bias ? bias[n] : 0.0f);
-      // In ulps of the size that a sum of K independent terms has, and of the result.
+      // In units of 2^-24 of the size that a sum of K independent terms has, and of the result.
       const double scale = std::sqrt(size) * std::fabs(unit[n]) + std::fabs(expected) + 1e-30;
       const double error = std::fabs(y[m * ldy + n] - expected) / scale / 0x1p-24;
       *worst = std::max(*worst, error);
       if (!(error <= 8.0 + 2.0 * std::sqrt(static_cast<double>(K)))) good = false;
     }
-    for (std::size_t n = static_cast<std::size_t>(N); m + 1 < M && n < ldy; ++n) good = good && y[m * ldy + n] == -77.0f;
+    for (std::size_t n = static_cast<std::size_t>(N); m + 1 < M && n < ldy; ++n) {
+      good = good && y[m * ldy + n] == -77.0f;
+    }
   }
   // One row at a time, and with the outputs in two parts: the same bits.
   std::vector<float> row(N);
@@ -224,8 +228,8 @@ int run_tests(bool thorough) {
       check(9, 70, 576, bits, -half, 1);
       check(3, 33, 4608, bits, -half, 1);
     }
-    std::printf("floats %-10s %d cases, largest error %.2f ulp of the root of the sum of squares\n", float_cores[i]->name,
-                cases, worst);
+    std::printf("floats %-10s %d cases, largest error %.2f · 2^-24 of the root of the sum of squares\n",
+                float_cores[i]->name, cases, worst);
   }
   std::printf(failures ? "%d FAILURES\n" : "all good\n", failures);
   return failures ? 1 : 0;
@@ -246,13 +250,14 @@ double thread_time() {
 
 #if defined(__x86_64__)
 
-// A chain of dependent additions takes one cycle each: the clock, which AVX-512 lowers while it runs and a little after.
+// A chain of dependent additions takes one cycle each: the clock, which AVX-512 lowers while it runs and shortly after.
 double clock_rate() {
   double best = 1.0;
   for (int i = 0; i < 3; ++i) {
     const long turns = 200;
     const double start = now();
-    asm volatile("mov %0, %%rcx\n1:\n.rept 64\nadd $1, %%rax\n.endr\ndec %%rcx\njnz 1b" ::"r"(turns) : "rcx", "rax", "cc");
+    asm volatile("mov %0, %%rcx\n1:\n.rept 64\nadd $1, %%rax\n.endr\ndec %%rcx\njnz 1b" ::"r"(turns)
+                 : "rcx", "rax", "cc");
     best = std::min(best, (now() - start) / (64.0 * turns));
   }
   return 1.0 / best;
@@ -327,7 +332,9 @@ Sample measure(double seconds, F work) {
 }
 
 struct Aligned {
-  explicit Aligned(std::size_t size) : data(static_cast<std::uint8_t*>(std::aligned_alloc(4096, (size + 8191) / 4096 * 4096))) {
+  explicit Aligned(std::size_t size) {
+    data = static_cast<std::uint8_t*>(std::aligned_alloc(4096, (size + 8191) / 4096 * 4096));
+    if (data == nullptr) std::abort();
     std::memset(data, 1, size);
   }
   ~Aligned() { std::free(data); }
@@ -402,7 +409,8 @@ void bench_floats(double seconds) {
     char name[32];
     std::snprintf(name, sizeof(name), "%d,%d,%d", M, K, N);
     std::printf("%-9s %-5d %-14s %10.1f %10.2f %10.1f %10.1f  %d/%d\n", core, bits, name, s.best * 1e6,
-                bytes / s.best * 1e-9, static_cast<double>(M) * K * N / s.best * 1e-9, s.median * 1e6, s.quiet, s.count);
+                bytes / s.best * 1e-9, static_cast<double>(M) * K * N / s.best * 1e-9, s.median * 1e6, s.quiet,
+                s.count);
     std::fflush(stdout);
   };
   for (int size : {1024, 4096}) {
@@ -425,7 +433,8 @@ void bench_floats(double seconds) {
       for (int bits = 1; bits <= 4; ++bits) {
         const std::size_t bytes = cores[i]->packed_size(size, size, bits);
         std::vector<std::int8_t> q(static_cast<std::size_t>(size) * size);
-        for (auto& v : q) v = static_cast<std::int8_t>(static_cast<int>(generator() >> (32 - bits)) - (1 << (bits - 1)));
+        const int half = 1 << (bits - 1);
+        for (auto& v : q) v = static_cast<std::int8_t>(static_cast<int>(generator() >> (32 - bits)) - half);
         Aligned packed(bytes);
         cores[i]->pack(q.data(), size, size, bits, -(1 << (bits - 1)), 1, packed.data);
         for (int M : {1, 8, 64}) {

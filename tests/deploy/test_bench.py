@@ -82,11 +82,16 @@ def test_the_ratio_is_taken_within_rounds() -> None:
 
 
 def test_threads_are_put_back_after_an_error() -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
+    before, seen = torch.get_num_threads(), []
+
+    def fail() -> None:
+        with torch_threads(before + 1):
+            seen.append(torch.get_num_threads())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
 
 def test_the_machine_has_a_name() -> None:

@@ -132,7 +132,7 @@ class Lowering:
         first = shapes[segment.nodes[0]]
         if first.ndim == 2:
             self.rows = first.shape[0] if first.shape[0] == 1 else -(-first.shape[0] // 64) * 64
-        self.margin = max(_margin(self._module(n)) for n in segment.nodes if segment.kinds[n] == "layer")
+        self.margins = self._find_margins()
         self.values: dict[fx.Node, int] = {}  # floats that exist
         self.chains: dict[fx.Node, _Chain] = {}  # values on their way
         self.codes: dict[fx.Node, int] = {}  # layer → codes of its input
@@ -160,7 +160,25 @@ class Lowering:
     def _form(self, tensor: Tensor) -> tuple[int, int, int, int]:
         if self.rows:
             return tensor.shape[1], 1, self.rows, 0
-        return tensor.shape[1], tensor.shape[2], tensor.shape[3], self.margin
+        height, width = tensor.shape[2:]
+        return tensor.shape[1], height, width, self.margins.get((height, width), 0)
+
+    def _find_margins(self) -> dict[tuple[int, ...], int]:
+        """How many positions lie between two rows, for each size of a map: what its layers need."""
+        found: dict[tuple[int, ...], int] = {}
+        for node in self.segment.nodes:
+            if self.segment.kinds[node] != "layer" or self.rows:
+                continue
+            layer, source = self._module(node), node.args[0]
+            assert isinstance(source, fx.Node)
+            pads = _both(layer)
+            taps = [k * layer.dilation[1] - pads[1] for k in range(layer.kernel_size[1])]
+            spread = taps[-1] // layer.stride[1] - taps[0] // layer.stride[1]
+            before, after = (tuple(self.shapes[n].shape[2:]) for n in (source, node))
+            direct = before == after and tuple(layer.stride) == (1, 1)
+            found[before] = max(found.get(before, 0), *pads)
+            found[after] = max(found.get(after, 0), 0 if direct else spread)
+        return found
 
     def _floats(self, node: fx.Node) -> int:
         return int(self.program.floats(*self._form(self.shapes[node])))
@@ -357,12 +375,3 @@ def _both(layer: Any) -> tuple[int, int]:
         pads = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         return pads[0], pads[1]
     return int(layer.padding[0]), int(layer.padding[1])
-
-
-def _margin(layer: Any) -> int:
-    """How many positions must lie between two rows: the padding, and how far a row's taps spread in strides."""
-    if not hasattr(layer, "padding"):
-        return 0
-    pads = _both(layer)
-    taps = [k * layer.dilation[1] - pads[1] for k in range(layer.kernel_size[1])]
-    return max(*pads, taps[-1] // layer.stride[1] - taps[0] // layer.stride[1])

@@ -73,7 +73,8 @@ def open_artefact(path: str | Path, threads: int, model: str | None = None) -> O
     if path.suffix == ".lowbit":
         loaded = rebuild(path, model)
         compiled = compile(loaded, threads)
-        runtime = "PyTorch" if compiled.why_not else "lowbit's kernels"
+        operations = compiled.describe(torch.zeros(1, origin.in_channels, *origin.image_size)).splitlines()
+        runtime = "lowbit's kernels" if any(line.startswith("kernels: ") for line in operations) else "PyTorch"
         return Opened(path, origin, runtime, compiled, loaded)
     if path.suffix == ".onnx":
         return Opened(path, origin, "ONNX Runtime", _onnx(path, threads))
