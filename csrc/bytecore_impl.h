@@ -153,9 +153,10 @@ struct TileArguments {
   int quads;
   std::int32_t* c;
   std::size_t ldc;
-  int columns;  // columns of the tile that exist
-  bool add;     // whether the sums go on top of what c holds
+  int columns;               // columns of the tile that exist
+  bool add;                  // whether the sums go on top of what c holds
   const std::uint8_t* next;  // what is read of B after this group
+  bool cold;                 // whether c is too large to be in the second-level cache already
 };
 
 using TileFunction = void (*)(const TileArguments&);
@@ -225,6 +226,13 @@ struct Fused {
     const std::uint8_t* b = t.b;
     const std::uint8_t* next = t.next;
     const std::size_t lda = t.lda;
+    if (t.cold) {
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) __builtin_prefetch(t.c + r * t.ldc + v * V::lanes, 1, 3);
+      }
+    }
     // Unrolled: one quad per turn leaves a sixth of the multipliers' time unused.
 #pragma GCC unroll 4
     for (int quad = 0; quad < t.quads; ++quad, a += 4, b += Vectors * V::lanes * 4) {
@@ -366,6 +374,7 @@ inline void all_rows(const TileArguments& t, int M, int vectors) {
 // the first-level cache costs more in repeated sums than it gains: the second level keeps up.)
 constexpr int kBlockBytes = 192 * 1024;  // of A
 constexpr int kBlockQuads = 1536;
+constexpr std::int64_t kCold = 1 << 18;  // sums
 
 template <class Group>
 inline void blocked(int M, int K, int groups, Group group) {
@@ -408,7 +417,8 @@ inline void product(const std::uint8_t* a, std::size_t lda, int M, const std::ui
         ldc,
         columns,
         from > 0,
-        last ? b : b + static_cast<std::size_t>(to - from) * quad_bytes};
+        last ? b : b + static_cast<std::size_t>(to - from) * quad_bytes,
+        static_cast<std::int64_t>(M) * N > kCold};
     run(t, rows, vectors, Pack::bound(packed, group));
   });
 }

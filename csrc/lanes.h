@@ -51,6 +51,12 @@ struct LaneOps {
   // out[i] = the largest of the `kernel` numbers from source[stride · i] on
   void (*largest_of)(const float* source, int kernel, int stride, int count, float* out);
 
+  // best[i] = the larger (or the smaller) of best[i] and a[i]·factor + b[i]; the first time, the latter.
+  void (*best_sums)(std::int32_t* best, const std::int32_t* a, std::int32_t factor, const std::int32_t* b, int count,
+                    bool smaller, bool first);
+  // out[i] = the best of the `kernel` numbers from source[stride · i] on
+  void (*best_of)(const std::int32_t* source, int kernel, int stride, int count, bool smaller, std::int32_t* out);
+
   // The steps over a block of `rows` times `groups` groups of 64 positions,
   // from y = float((counts·slope + offsets[row]) / 2 + shared) on, where the sum is even (no `shared`: 0),
   void (*finish_counts)(const std::int32_t* counts, std::ptrdiff_t stride, std::int32_t slope,

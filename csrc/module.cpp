@@ -16,6 +16,7 @@ namespace {
 
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Flags = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Limits = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 std::vector<Step> steps_of(const nb::list& list) {
@@ -119,10 +120,21 @@ NB_MODULE(_kernels, m) {
              c.steps = steps_of(steps);
              p.convolve(std::move(c));
            })
+      .def("convolve_and_pool",
+           [](Program& p, int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
+              std::tuple<int, int> dilation, int groups, int low, int step, int bits, const nb::list& steps,
+              std::tuple<int, int, int> window, std::tuple<int, int, int> inner, const Flags& falling) {
+             Convolution c = geometry_of(input, weights, stride, padding, dilation, groups, low, step, bits);
+             c.steps = steps_of(steps);
+             std::tie(c.pool_kernel, c.pool_stride, c.pool_padding) = window;
+             c.inner = Geometry(std::get<0>(inner), std::get<1>(inner), std::get<2>(inner));
+             c.falling.assign(falling.data(), falling.data() + falling.size());
+             p.convolve(std::move(c));
+           })
       .def("convolve_to_codes",
            [](Program& p, int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
               std::tuple<int, int> dilation, int groups, int low, int step, int bits, const Limits& thresholds,
-              const nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& falling, int output) {
+              const Flags& falling, int output) {
              Convolution c = geometry_of(input, weights, stride, padding, dilation, groups, low, step, bits);
              c.thresholds.assign(thresholds.data(), thresholds.data() + thresholds.size());
              c.falling.assign(falling.data(), falling.data() + falling.size());

@@ -63,6 +63,10 @@ struct Convolution {
   std::vector<std::int32_t> thresholds;                    // ... or ascending thresholds, [out][2^bits − 1]:
   std::vector<std::uint8_t> falling;                       // u = number of them ≤ N, or 2^bits − 1 less that number,
   int output = -1;                                         // written to this value
+  // The largest sum of each window (the smallest where `falling`), before the steps; no kernel: no pooling. `inner` is
+  // the map of the sums.
+  int pool_kernel = 0, pool_stride = 1, pool_padding = 0;
+  Geometry inner;
 };
 
 class Operation;

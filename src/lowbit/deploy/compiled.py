@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from lowbit._errors import ConfigError
 from lowbit.deploy.fixed import FixedCodes
 from lowbit.deploy.kernels import kernels
-from lowbit.deploy.lowering import Lowered, Lowering, Segment
+from lowbit.deploy.lowering import Lowering
 from lowbit.deploy.observe import Entry, Inputs, Trace, as_arguments, flatten, whole_numbers
+from lowbit.deploy.segment import Lowered, Segment
 from lowbit.deploy.tracing import Kind, Shapes, kind_of, trace, writes_in_place
 from lowbit.layers import FakeQuantize, is_integer, quant_layers, quantizers_of
 from lowbit.layers.inspect import QUANT_LAYERS

@@ -105,6 +105,20 @@ def run_chain(sums: Tensor, chain: list[Step]) -> Tensor:
     return y
 
 
+def monotone(chain: list[Step], channels: int) -> Tensor | None:
+    """For each channel whether a chain falls as its argument rises, or None where it adds another value.
+
+    Products, sums and ReLUs are monotone with their roundings. Returns: bool, shape (channels,).
+    """
+    falling = torch.zeros(channels, dtype=torch.bool)
+    for step in chain:
+        if isinstance(step, AddValue):
+            return None
+        if isinstance(step, Affine) and step.kind == "multiply":
+            falling = falling ^ (step.row.detach().reshape(-1) < 0)
+    return falling
+
+
 def thresholds(chain: list[Step], staircase: Staircase, bound: Tensor) -> tuple[Tensor, Tensor]:
     """The integer thresholds that stand for a chain and the quantizer behind it.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -11,87 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from lowbit._errors import ConfigError
-from lowbit.deploy.epilogue import AddValue, Affine, Rectify, Staircase, Step, staircase_of, thresholds
+from lowbit.deploy.epilogue import AddValue, Affine, Rectify, Staircase, Step, monotone, staircase_of, thresholds
+from lowbit.deploy.segment import Lowered, Segment
 from lowbit.deploy.tracing import Kind, on_planes, pooling, subsampling
 from lowbit.layers import FakeQuantize, affine
 
 _ROUNDINGS = {"nearest": 0, "up": 1, "sign": 2}
-_EXTENDING = ("norm", "relu", "add", "same")
-
-
-@dataclass
-class Segment:
-    """Consecutive operations that the kernels run in one call.
-
-    Args:
-        nodes: the operations, in order, with their kinds.
-        inputs: nodes outside whose values it reads.
-        outputs: its nodes whose values are read outside.
-    """
-
-    nodes: list[fx.Node]
-    kinds: dict[fx.Node, Kind]
-    inputs: list[fx.Node] = field(default_factory=list)
-    outputs: list[fx.Node] = field(default_factory=list)
-
-
-@dataclass
-class Lowered:
-    """A segment as a program.
-
-    Args:
-        program: the kernels' object.
-        segment: what it computes.
-        codes: layer's node → the value that holds its input's codes.
-        rows: whether examples lie side by side in one image (2-D values), and of what width.
-        expects: shapes of the inputs.
-        shapes: of the outputs.
-    """
-
-    program: Any
-    segment: Segment
-    codes: dict[fx.Node, int]
-    rows: int
-    expects: Sequence[torch.Size]
-    shapes: Sequence[torch.Size]
-
-    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The values of the segment's outputs, for those of its inputs: float32, on the CPU, of the planned shapes."""
-        given = [t.contiguous() for t in inputs]
-        for tensor, shape in zip(given, self.expects, strict=True):
-            if tensor.shape != shape or tensor.dtype != torch.float32:
-                raise ConfigError(
-                    f"within the compiled model a tensor has shape {tuple(tensor.shape)} and {tensor.dtype}, where "
-                    f"it had {tuple(shape)} and float32 for the first input of this shape: shapes that depend on the "
-                    "data cannot be compiled; run the model itself"
-                )
-        if not self.rows or given[0].shape[0] == 1:  # one row is one column
-            outputs = tuple(torch.empty(shape) for shape in self.shapes)
-            images = 1 if self.rows else given[0].shape[0]
-            self.program.run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], images)
-            return outputs
-        wide = [_as_columns(t, self.rows) for t in given]
-        results = [torch.empty(shape[1], self.rows) for shape in self.shapes]
-        self.program.run([t.data_ptr() for t in wide], [t.data_ptr() for t in results], 1)
-        count = given[0].shape[0]
-        return tuple(t[:, :count].T.contiguous() for t in results)
-
-    def read_codes(self, node: fx.Node, shape: tuple[int, ...]) -> Tensor:
-        """The codes' whole numbers (int32) that the layer of `node` read in the last run, of one image."""
-        if self.rows:
-            found = torch.empty(shape[1], self.rows, dtype=torch.int32)
-            self.program.read_codes(self.codes[node], found.numpy())
-            return found[:, : shape[0]].T.contiguous()
-        found = torch.empty(shape[1:], dtype=torch.int32)
-        self.program.read_codes(self.codes[node], found.numpy())
-        return found[None]
-
-
-def _as_columns(x: Tensor, width: int) -> Tensor:
-    wide = torch.zeros(x.shape[1], width)
-    wide[:, : x.shape[0]] = x.T
-    return wide
+_EXTENDING = ("norm", "relu", "add", "same", "pool")
+LARGEST_BAND = 1 << 14  # channels × width up to which a band of sums fits the second-level cache
 
 
 @dataclass
@@ -101,6 +28,16 @@ class _Chain:
     layer: fx.Node | None  # a convolution ...
     source: int  # ... of these codes, or floats that exist
     steps: list[Step]
+    pool: _Pool | None = None
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A max-pooling of a convolution's sums, in the place of one behind its steps."""
+
+    window: tuple[int, int, int]
+    inner: tuple[int, int, int]  # height, width and margin of what is pooled
+    falling: Tensor  # bool, (C,): the largest result comes from the smallest sum
 
 
 class Lowering:
@@ -214,7 +151,7 @@ class Lowering:
         chain = self.chains.pop(source, None)
         if chain is None:
             chain = _Chain(None, self.values[source], [])
-        return _Chain(chain.layer, chain.source, [*chain.steps, *steps])
+        return _Chain(chain.layer, chain.source, [*chain.steps, *steps], chain.pool)
 
     def _added(self, sources: list[fx.Node]) -> _Chain:
         one, other = sources[0], sources[-1]
@@ -237,6 +174,8 @@ class Lowering:
 
     def _moved(self, node: fx.Node, source: fx.Node, kind: Kind) -> _Chain:
         """A pooling, or a choice of positions and channels: a value of another shape."""
+        if kind == "pool" and (fused := self._pooled(node, source)) is not None:
+            return fused
         if source in self.chains:
             self.values[source] = self._floats(source)
             self._write(self.chains.pop(source), self.values[source], {})
@@ -250,6 +189,21 @@ class Lowering:
             assert found is not None
             self.program.subsample(self.values[source], self.values[node], found[0])
         return _Chain(None, self.values[node], [])
+
+    def _pooled(self, node: fx.Node, source: fx.Node) -> _Chain | None:
+        """A pooling of what a convolution of bytes gives, as a pooling of its sums; else None."""
+        chain = self.chains.get(source)
+        if chain is None or chain.layer is None or chain.pool is not None or chain.source in self.plane_values:
+            return None
+        layer, inner = self._module(chain.layer), self.shapes[source].shape
+        falling = monotone(chain.steps, inner[1])
+        window = pooling(self._module(node))
+        if falling is None or layer.groups != 1 or inner[1] * inner[3] > LARGEST_BAND:
+            return None
+        assert window is not None
+        del self.chains[source]
+        form = inner[2], inner[3], self.margins.get((inner[2], inner[3]), 0)
+        return _Chain(chain.layer, chain.source, chain.steps, _Pool(window, form, falling))
 
     def _scaling(self, node: fx.Node) -> list[Step]:
         layer = self._module(node)
@@ -319,14 +273,20 @@ class Lowering:
         steps = [_spell(step) for step in chain.steps]
         steps += [("store", store)] if store is not None else []
         steps += [("quantize", value) for value in quantizers]
-        if chain.layer is not None:
+        if chain.pool is not None:
+            assert chain.layer is not None
+            flags = chain.pool.falling.to(torch.uint8).numpy()
+            self.program.convolve_and_pool(
+                *self._convolution(chain.layer), steps, chain.pool.window, chain.pool.inner, flags
+            )
+        elif chain.layer is not None:
             self.program.convolve(*self._convolution(chain.layer), steps)
         else:
             self.program.map(chain.source, steps)
 
     def _as_thresholds(self, chain: _Chain, store: int | None, quantizers: dict[int, Staircase]) -> bool:
         """Whether a convolution on bit planes goes straight to the next codes."""
-        if chain.layer is None or store is not None or len(quantizers) != 1:
+        if chain.layer is None or chain.pool is not None or store is not None or len(quantizers) != 1:
             return False
         ((value, staircase),) = quantizers.items()
         planes = value in self.plane_values and self.codes[chain.layer] in self.plane_values
