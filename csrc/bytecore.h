@@ -7,9 +7,9 @@
 namespace lowbit {
 
 struct ByteCore {
-  const char* name;  // "avx512vnni", "avx512", "avx2", "neon", "portable"
+  const char* name;  // "avx512vnni", "avx512", "avx2", "neondot", "neon", "portable"
 
-  // B, K × N signed bytes in row-major order (b[k * N + n]), packed for `gemm`.
+  // B, K × N signed bytes in row-major order (b[k * N + n]), packed for `gemm` of the same core; best at 64-byte alignment.
   std::size_t (*packed_size)(int K, int N);
   void (*pack)(const std::int8_t* b, int K, int N, std::uint8_t* packed);
 
@@ -23,7 +23,8 @@ struct ByteCore {
 
 const ByteCore* const* byte_cores(int* count);
 
-// Few-bit weights times floats, for linear layers: y[m * ldy + n] = unit[n] · Σ_k x[m * ldx + k] · q[n * K + k] + bias[n].
+// Few-bit weights times floats, for linear layers:
+//   y[m * ldy + n] = unit[n] · Σ_k x[m * ldx + k] · q[n * K + k] + bias[n].
 struct FloatCore {
   const char* name;  // "avx512", "avx2", "neon", "portable"
 

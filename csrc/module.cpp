@@ -1,12 +1,14 @@
 // lowbit._kernels: the Python face of the kernels.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 
+#include "float_linear.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -16,6 +18,7 @@ namespace {
 
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Flags = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Limits = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -104,6 +107,22 @@ NB_MODULE(_kernels, m) {
     for (int i = 0; i < count; ++i) names.emplace_back(cores[i]->name);
     return names;
   });
+  nb::class_<FloatLinear>(m, "FloatLinear")
+      .def("__init__",
+           [](FloatLinear* self, const Numbers& numbers, int bits, int low, int step, const Row& unit,
+              const std::optional<Row>& bias, int threads) {
+             if (unit.size() != numbers.shape(0) || (bias && bias->size() != numbers.shape(0)))
+               throw std::invalid_argument("a number for each output is needed");
+             new (self) FloatLinear(numbers.data(), static_cast<int>(numbers.shape(1)),
+                                    static_cast<int>(numbers.shape(0)), bits, low, step, unit.data(),
+                                    bias ? bias->data() : nullptr, threads);
+           },
+           nb::arg("numbers"), nb::arg("bits"), nb::arg("low"), nb::arg("step"), nb::arg("unit"),
+           nb::arg("bias").none(), nb::arg("threads"))
+      .def("run", [](FloatLinear& self, std::uintptr_t x, int rows, std::uintptr_t y) {
+        nb::gil_scoped_release release;
+        self.run(reinterpret_cast<const float*>(x), rows, reinterpret_cast<float*>(y));
+      });
   nb::class_<Program>(m, "Program")
       .def(nb::init<int, const std::string&>(), nb::arg("threads") = 1, nb::arg("isa") = "")
       .def("input", &Program::input)

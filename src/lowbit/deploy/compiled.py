@@ -7,7 +7,7 @@ import logging
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,9 +17,10 @@ from lowbit.deploy.fixed import FixedCodes
 from lowbit.deploy.kernels import kernels
 from lowbit.deploy.lowering import Lowering
 from lowbit.deploy.observe import Entry, Inputs, Trace, as_arguments, flatten, whole_numbers
+from lowbit.deploy.packed_linear import PackedLinear, packs
 from lowbit.deploy.segment import Lowered, Segment
 from lowbit.deploy.tracing import Kind, Shapes, kind_of, trace, writes_in_place
-from lowbit.layers import FakeQuantize, is_integer, quant_layers, quantizers_of
+from lowbit.layers import FakeQuantize, QuantLinear, is_integer, quant_layers, quantizers_of
 from lowbit.layers.inspect import QUANT_LAYERS
 
 _log = logging.getLogger("lowbit")
@@ -40,9 +41,9 @@ class Plan:
 class CompiledModule(nn.Module):
     """A trained network in evaluation, its low-bit layers computed by the kernels.
 
-    The result is that of the trained network in evaluation, bit for bit. Whatever the kernels do not know runs on
-    PyTorch, unchanged. It takes and returns what the trained network does. Programs are made at the first call with a
-    shape and kept.
+    The result is that of the trained network in evaluation, bit for bit; only linear layers with low-bit weights and
+    float inputs (`PackedLinear`) differ, by rounding. Whatever the kernels do not know runs on PyTorch, unchanged. It
+    takes and returns what the trained network does. Programs are made at the first call with a shape and kept.
 
     Args:
         model: the trained network; it is copied.
@@ -53,7 +54,7 @@ class CompiledModule(nn.Module):
     def __init__(self, model: nn.Module, threads: int = 1, isa: str = "") -> None:
         super().__init__()
         self.training = False
-        self._model = _fixed(model)
+        self._model = _fixed(model, threads)
         self.threads = threads
         self.isa = isa
         self._prepare()
@@ -68,7 +69,7 @@ class CompiledModule(nn.Module):
         if kernels() is None:
             self.why_not = "lowbit was installed without its kernels"
             return
-        self._lone = isinstance(self._model, QUANT_LAYERS)
+        self._lone = isinstance(self._model, (*QUANT_LAYERS, PackedLinear))
         try:
             # A lone layer would be taken apart: the tracer keeps whole only what lies within a module.
             self._traced = trace(nn.Sequential(self._model) if self._lone else self._model)
@@ -300,9 +301,16 @@ def _whole(traced: fx.GraphModule, items: Sequence[Item]) -> fx.GraphModule:
     return fx.GraphModule({**held, **stretches}, graph)
 
 
-def _fixed(model: nn.Module) -> nn.Module:
+def _fixed(model: nn.Module, threads: int) -> nn.Module:
     """A copy in evaluation, whose low-bit weights are quantized once and for all, and their latent weights gone."""
     copied = copy.deepcopy(model).eval()
+    linear = [layer for _, layer in quant_layers(copied) if packs(layer)]
+    packed = {id(layer): PackedLinear(cast(QuantLinear, layer), threads) for layer in linear}
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if id(child) in packed:
+                setattr(module, name, packed[id(child)])
+    copied = packed.get(id(copied)) or copied
     for _, layer in quant_layers(copied):
         quantize = layer.weight_quantizer
         if not isinstance(quantize, FakeQuantize):
@@ -320,11 +328,12 @@ def _fixed(model: nn.Module) -> nn.Module:
 
 
 def compile(model: nn.Module, threads: int | None = None) -> CompiledModule:
-    """A module that computes what `model.eval()` computes, bit for bit, with the low-bit layers on compiled kernels.
+    """A module that computes what `model.eval()` computes, with the low-bit layers on compiled kernels.
 
     Sums of whole numbers run on packed bits; scales, batch normalisations, ReLUs, residual sums and the next quantizer
-    are fused to them, so that binary layers hand bits to each other. Layers that the kernels do not know (float layers,
-    poolings, more than 4 bits in all, transposed convolutions) stay as they are. The result evaluates only: its
+    are fused to them, so that binary layers hand bits to each other; the result is the same, bit for bit. Linear layers
+    with 1 to 4-bit weights and float inputs unpack their weights on the way, and differ by rounding. What the kernels
+    do not know (float layers, transposed convolutions, scales per group) stays as it is. The result evaluates only: its
     `.train()` raises.
 
     Args:

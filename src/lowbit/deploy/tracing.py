@@ -14,10 +14,8 @@ from lowbit.deploy.epilogue import staircase_of
 from lowbit.layers import (
     ExactBatchNorm1d,
     ExactBatchNorm2d,
-    FakeQuantize,
     QuantConv2d,
     QuantLinear,
-    QuantReLU,
     is_integer,
     largest_sum,
 )
@@ -40,7 +38,7 @@ class _Tracer(fx.Tracer):
     """Torch's tracer, to which our layers are leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, (*QUANT_LAYERS, QuantReLU, FakeQuantize)) or type(m).__module__.startswith("lowbit.layers")
+        ours = isinstance(m, QUANT_LAYERS) or type(m).__module__.startswith(("lowbit.layers", "lowbit.deploy"))
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
