@@ -28,6 +28,7 @@ FloatLinear::FloatLinear(const std::int8_t* numbers, int inputs, int outputs, in
 }
 
 void FloatLinear::run(const float* x, int rows, float* y) {
+  const std::lock_guard<std::mutex> lock(running_);
   pool_.each(static_cast<int>(slices_.size()), [&](int item, int) {
     const Slice& slice = slices_[static_cast<std::size_t>(item)];
     core_->linear(x, static_cast<std::size_t>(inputs_), rows, static_cast<const std::uint8_t*>(slice.packed->memory),

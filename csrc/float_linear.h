@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "bytecore.h"
@@ -29,6 +30,7 @@ class FloatLinear {
   int inputs_, outputs_, bits_, low_, step_;
   std::vector<float> unit_, bias_;
   std::vector<Slice> slices_;
+  std::mutex running_;
   Pool pool_;
 };
 

@@ -1,5 +1,9 @@
 #include "pool.h"
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
 namespace lowbit {
 
 namespace {
@@ -12,13 +16,25 @@ inline void pause() {
 #endif
 }
 
+long process() {
+#if defined(__unix__) || defined(__APPLE__)
+  return static_cast<long>(getpid());
+#else
+  return 0;
+#endif
+}
+
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : process_(process()) {
   for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
 }
 
 Pool::~Pool() {
+  if (process_ != process()) {  // after a fork there are no threads to wait for
+    for (auto& worker : workers_) worker.detach();
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
@@ -33,7 +49,7 @@ void Pool::take(int worker) {
 }
 
 void Pool::run(int count, void (*call)(void*, int, int), void* object) {
-  if (workers_.empty() || count < 2) {
+  if (workers_.empty() || count < 2 || process_ != process()) {
     for (int item = 0; item < count; ++item) call(object, item, 0);
     return;
   }

@@ -31,6 +31,7 @@ class Pool {
   void serve(int worker);
   void take(int worker);
 
+  const long process_;  // that made the threads
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;

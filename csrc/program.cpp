@@ -163,6 +163,7 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
 
 void Program::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images) {
   if (!finished_) throw std::logic_error("finish() comes before run()");
+  const std::lock_guard<std::mutex> lock(running_);  // the workspaces serve one call at a time
   if (images >= pool_.size()) {
     pool_.each(images, [&](int image, int worker) { run_image(*workers_[worker], inputs, outputs, image, nullptr); });
     return;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -120,6 +121,7 @@ class Program {
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<std::unique_ptr<Worker>> workers_;
   bool finished_ = false, profiling_ = false;
+  std::mutex running_;
   std::vector<double> seconds_;
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -113,6 +114,18 @@ def test_threads_change_nothing(threads: int) -> None:
     compiled = lowbit.compile(model, threads=threads)
     for batch in (1, 2, 7):
         assert_same(model, compiled, torch.randn(batch, 3, 31, 29))
+
+
+@needs_kernels
+def test_calls_from_several_threads_do_not_mix() -> None:
+    model = mixed("w1a1")
+    compiled = lowbit.compile(model, threads=2)
+    inputs = [torch.randn(2, 3, 31, 29) for _ in range(8)]
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(compiled, inputs * 4))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected * 4, strict=True))
 
 
 @needs_kernels

@@ -191,7 +191,7 @@ class CompiledModule(nn.Module):
         if plan is None:
             plan = make_plan(self._traced, args, self.threads, self.isa)
             while len(self._plans) >= _KEPT_PLANS:
-                del self._plans[next(iter(self._plans))]
+                self._plans.pop(next(iter(self._plans)), None)
         self._plans[key] = plan  # the last used comes last
         return plan
 
