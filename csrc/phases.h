@@ -35,7 +35,8 @@ class Phases {
     });
     first_y_ = low_y, first_x_ = low_x;
     rows_ = out.height + high_y - low_y;
-    columns_ = out.width + high_x - low_x;
+    spread_ = high_x - low_x;
+    columns_ = out.width + spread_;
     if (!direct_ && columns_ > out.pitch) throw std::invalid_argument("the margin is too narrow for the convolution");
     std::vector<int> used;  // phases, as r_y * s_x + r_x
     each([&](int ty, int tx) {
@@ -53,7 +54,7 @@ class Phases {
   int count() const { return static_cast<int>(names_.size()); }
   const std::vector<Tap>& taps() const { return taps_; }
   // 64-position groups of one plane, slack for whole vectors included.
-  std::int64_t groups() const { return (rows_ * out_.pitch + 63) / 64 + 10; }
+  std::int64_t groups() const { return (rows_ * out_.pitch + spread_ + 63) / 64 + 10; }
 
   // row(input row, or −1 for one outside; first input column; number of columns; position in the plane)
   template <class F>
@@ -71,7 +72,7 @@ class Phases {
   const Geometry& in_;
   const Geometry& out_;
   bool direct_ = false;
-  int first_y_ = 0, first_x_ = 0, rows_ = 0, columns_ = 0;
+  int first_y_ = 0, first_x_ = 0, rows_ = 0, columns_ = 0, spread_ = 0;
   std::vector<Tap> taps_;
   std::vector<int> names_;
 };

@@ -201,8 +201,8 @@ def test_rounding_of_float_layers_is_told_apart(lowbit: Run, monkeypatch: pytest
 
 
 def test_a_function_of_the_users_own_is_run_only_when_trusted(lowbit: Run) -> None:
-    Path("nets.py").write_text(NETS)
-    model = "nets:mine(width=6)"
+    Path("own_nets.py").write_text(NETS)
+    model = "own_nets:mine(width=6)"
     assert lowbit("train", *SMALL, "--model", model, "--epochs", "1", "--out", "own")[0] == 0
     assert lowbit("export", "own", "--to", "a.lowbit")[0] == 0
     for command in ("predict", "bench"):
@@ -210,7 +210,7 @@ def test_a_function_of_the_users_own_is_run_only_when_trusted(lowbit: Run) -> No
         assert (status, out) == (2, "")
         assert f"lowbit runs no code because a file says so: if you trust it, say so with --model '{model}'" in err
     assert lowbit("predict", "a.lowbit", "--model", model)[0] == 0
-    status, out, err = lowbit("predict", "a.lowbit", "--model", "nets:mine")
+    status, out, err = lowbit("predict", "a.lowbit", "--model", "own_nets:mine")
     assert (status, "does not fit: '4.weight' has shape (8, 6)" in err) == (2, True)
 
 

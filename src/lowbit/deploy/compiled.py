@@ -19,7 +19,7 @@ from lowbit.deploy.lowering import Lowering
 from lowbit.deploy.observe import Entry, Inputs, Trace, as_arguments, flatten, whole_numbers
 from lowbit.deploy.packed_linear import PackedLinear, packs
 from lowbit.deploy.segment import Lowered, Segment
-from lowbit.deploy.tracing import Kind, Shapes, kind_of, trace, writes_in_place
+from lowbit.deploy.tracing import Declined, Kind, Shapes, kind_of, trace, writes_in_place
 from lowbit.layers import FakeQuantize, QuantLinear, is_integer, quant_layers, quantizers_of
 from lowbit.layers.inspect import QUANT_LAYERS
 
@@ -73,9 +73,16 @@ class CompiledModule(nn.Module):
         try:
             # A lone layer would be taken apart: the tracer keeps whole only what lies within a module.
             self._traced = trace(nn.Sequential(self._model) if self._lone else self._model)
+        except Declined as error:
+            self._decline(str(error))
         except Exception as error:  # tracing runs the user's own code
-            self.why_not = f"its forward method cannot be traced ({type(error).__name__}: {error})"
-            _log.warning("lowbit.compile: %s; the model runs on PyTorch, layer by layer", self.why_not)
+            self._decline(f"its forward method cannot be traced ({type(error).__name__}: {error})")
+
+    def _decline(self, reason: str) -> None:
+        self._traced = None
+        self._plans.clear()
+        self.why_not = reason
+        _log.warning("lowbit.compile: %s; the model runs on PyTorch, layer by layer", reason)
 
     def __getstate__(self) -> dict[str, Any]:
         """The network and the options: programs and workspaces are made anew."""
@@ -97,16 +104,23 @@ class CompiledModule(nn.Module):
             )
         return self
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises: ConfigError; a compiled model is made from a model."""
+        raise ConfigError("a compiled model takes no state dict: load it into the model, and compile that again")
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the trained network returns."""
         with torch.no_grad():
             if self._traced is None or kwargs or not all(isinstance(a, Tensor) for a in args):
                 return self._model(*args, **kwargs)
-            return self._plan(args).whole(*args)
+            plan = self._plan(args)
+            return self._model(*args) if plan is None else plan.whole(*args)
 
     def _watched(self, args: Sequence[Tensor], entries: list[Entry]) -> Any:
         """The result, computed operation by operation, with what the low-bit layers read and gave on the way."""
         plan = self._plan(args)
+        if plan is None:
+            raise ConfigError(f"nothing was compiled that could be observed: {self.why_not}")
         env: dict[fx.Node, Any] = {}
         given = iter(args)
         for item in plan.items:
@@ -154,12 +168,20 @@ class CompiledModule(nn.Module):
         return layer if not calls else f"{layer}#{len(calls) + 1}"
 
     def _call(self, item: Lowered, env: dict[fx.Node, Any], plan: Plan, entries: list[Entry]) -> None:
-        env.update(zip(item.segment.outputs, item.run(*(env[n] for n in item.segment.inputs)), strict=True))
-        for node in (n for n in item.segment.nodes if n in item.codes):
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            codes = item.read_codes(node, tuple(plan.shapes[source].shape)).to(torch.int16)
-            entries.append(Entry(self._call_name(str(node.target), entries), "codes", codes))
+        given = [env[n] for n in item.segment.inputs]
+        parts = [given] if item.rows else list(zip(*(t.split(1) for t in given), strict=True))
+        results, codes = [], []
+        layers = [n for n in item.segment.nodes if n in item.codes]
+        for part in parts:  # the codes that can be read are those of one image
+            results.append(item.run(*part, checked=False))
+            for node in layers:
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                codes.append(item.read_codes(node, tuple(plan.shapes[source].shape)).to(torch.int16))
+        env.update(zip(item.segment.outputs, (torch.cat(parts) for parts in zip(*results, strict=True)), strict=True))
+        for i, node in enumerate(layers):
+            value = torch.cat(codes[i :: len(layers)])
+            entries.append(Entry(self._call_name(str(node.target), entries), "codes", value))
 
     def observe(self, inputs: Inputs) -> Trace:
         """The codes that each low-bit layer reads; like `lowbit.deploy.observe` of the trained network.
@@ -184,16 +206,30 @@ class CompiledModule(nn.Module):
         outputs = [torch.cat(parts) for parts in zip(*(outputs for _, outputs in traces), strict=True)]
         return Trace(tuple(joined), tuple(outputs))
 
-    def _plan(self, args: Sequence[Tensor]) -> Plan:
-        assert self._traced is not None
-        key = tuple((tuple(a.shape), a.dtype, a.device) for a in args)
+    def _plan(self, args: Sequence[Tensor]) -> Plan | None:
+        """The plan for inputs of these shapes, or None where the model turned out not to be what its trace says."""
+        autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        key = tuple((tuple(a.shape), a.dtype, a.device) for a in args), autocast
         plan = self._plans.pop(key, None)
         if plan is None:
-            plan = make_plan(self._traced, args, self.threads, self.isa)
+            assert self._traced is not None
+            plan = make_plan(self._traced, [a.clone() for a in args], self.threads, self.isa)
+            if not self._agrees(plan, args):
+                self._decline("what it computes depends on more than its trace shows")
+                return None
             while len(self._plans) >= _KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)), None)
         self._plans[key] = plan  # the last used comes last
         return plan
+
+    def _agrees(self, plan: Plan, args: Sequence[Tensor]) -> bool:
+        """Whether plan and model give the same for the first inputs of a shape: a trace may have missed something."""
+        found, expected = plan.whole(*(a.clone() for a in args)), self._model(*(a.clone() for a in args))
+        one, other = tuple(flatten(found)), tuple(flatten(expected))
+        if type(found) is not type(expected) or len(one) != len(other):
+            return False
+        same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
+        return same and all(torch.equal(*(t.nan_to_num(0.0) for t in pair)) for pair in zip(one, other, strict=True))
 
     def extra_repr(self) -> str:
         """Threads, and what runs where."""
@@ -201,10 +237,11 @@ class CompiledModule(nn.Module):
 
     def describe(self, *args: Tensor) -> str:
         """The operations for inputs of these shapes, one per line."""
-        if self._traced is None:
+        plan = None if self._traced is None else self._plan(args)
+        if plan is None:
             return f"PyTorch: {self.why_not}"
         lines = []
-        for item in self._plan(args).items:
+        for item in plan.items:
             if isinstance(item, Lowered):
                 lines += [f"kernels: {line}" for line in str(item.program).splitlines()]
             elif item.op not in ("placeholder", "output"):
@@ -231,12 +268,14 @@ def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa:
     reached: set[fx.Node] = set()  # what depends on the current stretch
     for node in traced.graph.nodes:
         kind = kind_of(node, modules, shapes) if on_cpu else None
-        if kind is not None and not (current and shapes[current[0]].ndim != shapes[node].ndim):
+        apart = bool(current) and kind is not None and _differ(shapes[current[0]], shapes[node])
+        if kind is not None and not apart:
             kinds[node] = kind
             current.append(node)
             reached.add(node)
             continue
-        if kind is not None or reached & set(node.all_input_nodes) or node.op == "output" or writes_in_place(node):
+        changes = writes_in_place(node, modules)
+        if kind is not None or reached & set(node.all_input_nodes) or node.op == "output" or changes:
             close()
             reached.clear()
         if kind is not None:
@@ -245,11 +284,22 @@ def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa:
             reached.add(node)
         else:
             items.append(node)
-    lowered = [
-        Lowering(module, item, modules, shapes, threads, isa).build() if isinstance(item, Segment) else item
-        for item in items
-    ]
+    lowered: list[Item] = []
+    for item in items:
+        if not isinstance(item, Segment):
+            lowered.append(item)
+            continue
+        try:
+            lowered.append(Lowering(module, item, modules, shapes, threads, isa).build())
+        except (ValueError, RuntimeError, MemoryError) as error:  # more than the kernels can do
+            _log.info("lowbit.compile: %d operations stay on PyTorch: %s", len(item.nodes), error)
+            lowered.extend(item.nodes)
     return Plan(lowered, shapes, _whole(traced, lowered))
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two values cannot be in one program: maps and rows, or different numbers of examples."""
+    return one.ndim != other.ndim or one.shape[0] != other.shape[0]
 
 
 def _segments(nodes: Sequence[fx.Node], kinds: dict[fx.Node, Kind]) -> list[fx.Node | Segment]:
@@ -302,7 +352,7 @@ def _whole(traced: fx.GraphModule, items: Sequence[Item]) -> fx.GraphModule:
 
 
 def _fixed(model: nn.Module, threads: int) -> nn.Module:
-    """A copy in evaluation, whose low-bit weights are quantized once and for all, and their latent weights gone."""
+    """A copy in evaluation, whose low-bit weights are quantized once and for all."""
     copied = copy.deepcopy(model).eval()
     linear = [layer for _, layer in quant_layers(copied) if packs(layer)]
     packed = {id(layer): PackedLinear(cast(QuantLinear, layer), threads) for layer in linear}
@@ -323,7 +373,6 @@ def _fixed(model: nn.Module, threads: int) -> nn.Module:
             if not isinstance(quantize.quantizer, FixedCodes):
                 scale = quantize.quantizer.scale(quantize.quantizer.granularity.blocks(layer.weight)).clone()
                 quantize.quantizer = FixedCodes(quantize.quantizer, quantize.quantizer.codes(layer.weight), scale)
-            layer.weight = nn.Parameter(layer.weight.new_zeros(()).expand(layer.weight.shape))  # its shape alone
     return copied.eval().requires_grad_(False)
 
 

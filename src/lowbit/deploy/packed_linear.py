@@ -60,8 +60,8 @@ class PackedLinear(nn.Module):
             self._kernel = module.FloatLinear(self.numbers.numpy(), *self.grid, self.unit.numpy(), bias, self.threads)
         if x.shape[-1] != self.numbers.shape[1]:
             raise RuntimeError(f"an input of {x.shape[-1]} features met a layer that takes {self.numbers.shape[1]}")
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty(rows.shape[0], self.numbers.shape[0])
+        rows = x.reshape(-1, x.shape[-1]).contiguous().resolve_neg()
+        y = torch.empty(rows.shape[0], self.numbers.shape[0], dtype=torch.float32, device="cpu")
         self._kernel.run(rows.data_ptr(), rows.shape[0], y.data_ptr())
         return y.reshape(*x.shape[:-1], -1)
 

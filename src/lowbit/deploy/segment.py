@@ -49,23 +49,27 @@ class Lowered:
     expects: Sequence[torch.Size]
     shapes: Sequence[torch.Size]
 
-    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The values of the segment's outputs, for those of its inputs: float32, on the CPU, of the planned shapes."""
-        given = [t.contiguous() for t in inputs]
+    def run(self, *inputs: Tensor, checked: bool = True) -> tuple[Tensor, ...]:
+        """The values of the segment's outputs, for those of its inputs: float32, on the CPU, of the planned shapes.
+
+        Not `checked`: one image where a batch was planned.
+        """
+        given = [t.contiguous().resolve_neg() for t in inputs]
         for tensor, shape in zip(given, self.expects, strict=True):
-            if tensor.shape != shape or tensor.dtype != torch.float32:
+            same = tensor.shape == shape or (not checked and tensor.shape[1:] == shape[1:] and tensor.shape[0] == 1)
+            if not same or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
                 raise ConfigError(
                     f"within the compiled model a tensor has shape {tuple(tensor.shape)} and {tensor.dtype}, where "
                     f"it had {tuple(shape)} and float32 for the first input of this shape: shapes that depend on the "
                     "data cannot be compiled; run the model itself"
                 )
         if not self.rows or given[0].shape[0] == 1:  # one row is one column
-            outputs = tuple(torch.empty(shape) for shape in self.shapes)
-            images = 1 if self.rows else given[0].shape[0]
+            images = given[0].shape[0]
+            outputs = tuple(_empty(images, *shape[1:]) for shape in self.shapes)
             self.program.run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], images)
             return outputs
         wide = [_as_columns(t, self.rows) for t in given]
-        results = [torch.empty(shape[1], self.rows) for shape in self.shapes]
+        results = [_empty(shape[1], self.rows) for shape in self.shapes]
         self.program.run([t.data_ptr() for t in wide], [t.data_ptr() for t in results], 1)
         count = given[0].shape[0]
         return tuple(t[:, :count].T.contiguous() for t in results)
@@ -73,15 +77,20 @@ class Lowered:
     def read_codes(self, node: fx.Node, shape: tuple[int, ...]) -> Tensor:
         """The codes' whole numbers (int32) that the layer of `node` read in the last run, of one image."""
         if self.rows:
-            found = torch.empty(shape[1], self.rows, dtype=torch.int32)
+            found = torch.empty(shape[1], self.rows, dtype=torch.int32, device="cpu")
             self.program.read_codes(self.codes[node], found.numpy())
             return found[:, : shape[0]].T.contiguous()
-        found = torch.empty(shape[1:], dtype=torch.int32)
+        found = torch.empty(shape[1:], dtype=torch.int32, device="cpu")
         self.program.read_codes(self.codes[node], found.numpy())
         return found[None]
 
 
 def _as_columns(x: Tensor, width: int) -> Tensor:
-    wide = torch.zeros(x.shape[1], width)
+    wide = _empty(x.shape[1], width).zero_()
     wide[:, : x.shape[0]] = x.T
     return wide
+
+
+def _empty(*shape: int) -> Tensor:
+    """What the kernels write to, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")

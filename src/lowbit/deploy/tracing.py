@@ -24,12 +24,23 @@ from lowbit.layers.inspect import QUANT_LAYERS
 Kind: TypeAlias = Literal["layer", "norm", "relu", "add", "subsample", "pool", "same"]
 KERNEL_PRODUCT = 4  # weight bits × activation bits up to which bit planes beat bytes
 LONGEST_COUNT = 2**24  # the counters' range
-LONGEST_BYTES = 2**29 // (255 * 128)  # products of bytes that a sum of 32 bits holds, twice over
+LONGEST_BYTES = 2**28 // (255 * 128)  # products of bytes that a sum of 32 bits holds, with room for its offsets
+LONGEST_STRIDE = 16
 
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", "relu_", torch.relu_)
 _ADDS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _NORMS = {2: ExactBatchNorm1d, 4: ExactBatchNorm2d}
+_NEVER_VIEWS = (  # modules whose result is no view of what they read
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.ReLU,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
 _INPLACE_FUNCTIONS = {operator.iadd: operator.add, torch.relu_: torch.relu}
 _INPLACE_METHODS = {"relu_": "relu", "add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "clamp_": "clamp"}
 
@@ -42,35 +53,68 @@ class _Tracer(fx.Tracer):
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The operations of a model in evaluation.
+class Declined(Exception):
+    """Why a model is not compiled, in the user's words."""
 
-    Raises: whatever the model's own code raises when it meets a symbol in the place of a tensor.
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The operations of a model in evaluation, none of which writes over a tensor that another reads.
+
+    Raises: Declined, or whatever the model's own code raises when it meets a symbol in the place of a tensor.
     """
-    graph = _Tracer().trace(model)
-    traced = fx.GraphModule(model, graph)
-    graph = traced.graph
-    module: Any
-    for module in traced.modules():
-        if isinstance(getattr(module, "inplace", None), bool):
-            module.inplace = False  # operations may be re-ordered, so that none may write over another's input
-    for node in graph.nodes:
-        if node.op == "call_function":
+    hooked = [name for name, module in model.named_modules() if _hooked(module)]
+    if hooked:
+        raise Declined(f"module '{hooked[0]}' has forward hooks, which compiled layers would not call")
+    traced = fx.GraphModule(model, _Tracer().trace(model))
+    modules = dict(traced.named_modules())
+    inplace = [node for node in traced.graph.nodes if writes_in_place(node, modules)]
+    for node in inplace:
+        if not _replaceable(node, modules):
+            raise Declined(f"'{node.name}' changes a tensor in place that may be read elsewhere")
+    for node in inplace:
+        if node.op == "call_module":
+            modules[str(node.target)].inplace = False
+        elif node.op == "call_function":
             node.target = _INPLACE_FUNCTIONS.get(node.target, node.target)
-            if node.kwargs.get("inplace"):
-                node.kwargs = {**node.kwargs, "inplace": False}
-        if node.op == "call_method":
-            node.target = _INPLACE_METHODS.get(node.target, node.target)
-    graph.eliminate_dead_code()
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+        else:
+            node.target = _INPLACE_METHODS[str(node.target)]
+    traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
 
 
-def writes_in_place(node: fx.Node) -> bool:
-    """Whether a node may change a tensor that others read."""
+def writes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node may change a tensor that it reads."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return bool(getattr(module, "inplace", False)) and not isinstance(module, _SAME_MODULES)
+    if node.op not in ("call_function", "call_method"):
+        return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    called = node.op in ("call_function", "call_method")
-    return called and (node.target is operator.setitem or (name.endswith("_") and not name.endswith("__")))
+    named = name.endswith("_") and not name.endswith("__")
+    changing = node.target in (*_INPLACE_FUNCTIONS, operator.setitem) or name in ("iadd", "isub", "imul", "itruediv")
+    return named or changing or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(not getattr(hook, "__module__", "").startswith("lowbit.") for hook in hooks)
+
+
+def _replaceable(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the new value in the place of the old one is the same: nobody else sees the old one."""
+    if node.op == "call_method" and node.target not in _INPLACE_METHODS:
+        return False
+    if node.op == "call_function" and node.target not in _INPLACE_FUNCTIONS and not node.kwargs.get("inplace"):
+        return False
+    changed = node.args[0] if node.args else None
+    if not isinstance(changed, fx.Node) or not node.users or list(changed.users) != [node]:
+        return False
+    made_new = changed.target in (*_ADDS, *_RELUS, torch.cat, operator.mul, operator.sub)
+    if changed.op == "call_module":
+        made_new = isinstance(modules[str(changed.target)], _NEVER_VIEWS)
+    return made_new and "out" not in node.kwargs
 
 
 class Shapes(fx.Interpreter):
@@ -98,7 +142,7 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[fx.
     if len({t.ndim for t in tensors if t is not None}) != 1:
         return None
     if node.op == "call_module":
-        return _module_kind(modules[str(node.target)], result)
+        return _module_kind(modules[str(node.target)], result) if not node.kwargs else None
     if node.op not in ("call_function", "call_method"):
         return None
     if node.target in _RELUS:
@@ -130,6 +174,8 @@ def _module_kind(module: nn.Module, result: Tensor) -> Kind | None:
 def _pads_evenly(layer: QuantConv2d) -> bool:
     """Whether zeros are added, as many before as after."""
     reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if max(layer.stride) > LONGEST_STRIDE:
+        return False
     return layer.padding_mode == "zeros" and not (layer.padding == "same" and any(r % 2 for r in reach))
 
 
@@ -140,7 +186,8 @@ def _fits(layer: Any) -> bool:
     staircase = staircase_of(layer.input_quantizer)
     if staircase is None or staircase.rounding == "up":
         return False
-    bytes_fit = staircase.rounding != "sign" and layer.weight[0].numel() < LONGEST_BYTES
+    step = layer.weight_quantizer.quantizer.integer_grid.step
+    bytes_fit = staircase.rounding != "sign" and layer.weight[0].numel() * step < LONGEST_BYTES
     return on_planes(layer) or bytes_fit
 
 
