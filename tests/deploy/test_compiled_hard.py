@@ -43,7 +43,8 @@ class Net2(Net):
 
 def build(between: Callable[..., Any], *inputs: Tensor, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = lowbit.convert((Net if len(inputs) == 1 else Net2)(between), 1, 2, keep_float=(), activation_quantizer="lsq", **options)
+    net = Net(between) if len(inputs) == 1 else Net2(between)
+    model = lowbit.convert(net, 1, 2, keep_float=(), activation_quantizer="lsq", **options)
     model.train()
     model(*(x.clone() for x in inputs))
     return model.eval()
