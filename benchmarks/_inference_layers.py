@@ -20,7 +20,7 @@ import lowbit
 from benchmarks._inference_nets import NETS, LayerShape, layer_shapes
 from benchmarks._inference_peers import Run, run_lowbit
 from benchmarks.ceiling import Ceilings, products
-from lowbit.deploy.timing import bursts
+from lowbit.deploy.measure.timing import bursts
 
 PRODUCT = "binary_shared"
 """The ceiling that fractions refer to: of the way the kernels multiply."""

@@ -75,7 +75,7 @@ def _lowbit(net: Net, file: Path, batch: int) -> dict[str, float]:
     import torch
 
     from lowbit.deploy import load
-    from lowbit.deploy.compiled import compile as compile_model
+    from lowbit.deploy.kernels.compiled import compile as compile_model
 
     torch.set_num_threads(1)
     images = net.images(batch, seed=0)

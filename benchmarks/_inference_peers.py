@@ -1,4 +1,4 @@
-"""The files and runs that the inference benchmark compares; the other runtimes' are in `lowbit.deploy.peers`."""
+"""The files and runs that the inference benchmark compares; other runtimes' are in `lowbit.deploy.measure.peers`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks._inference_nets import Net, Setting
 from lowbit.deploy import save
-from lowbit.deploy.compiled import compile as compile_model
-from lowbit.deploy.peers import INPUT, Run, run_onnx, run_torch, write_float, write_int8
+from lowbit.deploy.kernels.compiled import compile as compile_model
+from lowbit.deploy.measure.peers import INPUT, Run, run_onnx, run_torch, write_float, write_int8
 
 __all__ = ["INPUT", "Files", "Run", "error", "run_lowbit", "run_onnx", "run_torch"]
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import lowbit
-from lowbit.deploy import container, load, save
+from lowbit.deploy import load, save
+from lowbit.deploy.files import container
 
 Json = dict[str, Any]
 

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 import lowbit
-from lowbit.deploy.compiled import CompiledModule
-from lowbit.deploy.kernels import instruction_sets
+from lowbit.deploy.kernels.compiled import CompiledModule
+from lowbit.deploy.kernels.loader import instruction_sets
 
 ACTIVATIONS = ("unsigned", "lsq", "sign")
 WEIGHTS = {1: ("sign", "sign(scale=mean-abs, granularity=channel)"), 2: ("lsq", "ternary", "uniform")}

@@ -42,8 +42,8 @@ from benchmarks._inference_peers import Files, Run, error, run_lowbit, run_onnx,
 from benchmarks._measure import environment
 from benchmarks._roofline import draw
 from benchmarks.ceiling import NoCeiling, ceilings
-from lowbit.deploy.kernels import instruction_sets
-from lowbit.deploy.timing import bursts, ratio
+from lowbit.deploy.kernels.loader import instruction_sets
+from lowbit.deploy.measure.timing import bursts, ratio
 
 SHORT = {"lowbit": "lowbit", "ort_int8": "int8", "ort_float": "float", "torch": "torch"}
 PEERS = ("ort_int8", "ort_float", "torch")

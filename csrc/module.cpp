@@ -83,7 +83,7 @@ int codes(Program& program, int channels, int height, int width, int margin, int
   return program.codes(channels, height, width, margin, c);
 }
 
-// Addresses of contiguous float tensors, [images][channels][height][width]; lowbit.deploy.lowering answers for them.
+// Addresses of contiguous float tensors, [images][channels][height][width]; lowbit.deploy.kernels.lowering answers for them.
 void run(Program& program, const std::vector<std::uintptr_t>& inputs, const std::vector<std::uintptr_t>& outputs,
          int images) {
   if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size() || images < 0)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lowbit.cli import main
 from lowbit.cli.deploy_options import BenchCommand, PredictCommand
 from lowbit.deploy import Origin, rebuild, save
-from lowbit.deploy.kernels import kernels
-from lowbit.deploy.origin import read_origin
+from lowbit.deploy.files.origin import read_origin
+from lowbit.deploy.kernels.loader import kernels
 from lowbit.layers import quant_layers
 
 Run = Callable[..., tuple[int, str, str]]
@@ -175,7 +175,7 @@ def test_verify_takes_the_checkpoint_that_the_file_was_made_from(lowbit: Run) ->
 
 
 def test_rounding_of_float_layers_is_told_apart(lowbit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("lowbit.deploy.verify")
+    module = importlib.import_module("lowbit.deploy.proof.verify")
     monkeypatch.setattr(module, "_explanation", lambda *_: (True, "the order of a sum explains it"))
     loaded: list[nn.Module] = []
     load, observe = module.load, module.observe
@@ -251,7 +251,7 @@ def test_bench_times_everybody(lowbit: Run, name: str) -> None:
 
 
 def test_bench_does_without_onnx_runtime(lowbit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("lowbit.deploy.bench")
+    module = importlib.import_module("lowbit.deploy.measure.bench")
     monkeypatch.setattr(module, "_installed", lambda name: name != "onnxruntime")
     status, out, err = lowbit("bench", "run/model.lowbit", "--rounds", "1", "--json")
     result = json.loads(out)
@@ -263,7 +263,7 @@ def test_bench_does_without_onnx_runtime(lowbit: Run, monkeypatch: pytest.Monkey
 
 def test_bench_does_without_a_peer_that_does_not_take_the_net(lowbit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_onnx()
-    module = importlib.import_module("lowbit.deploy.bench")
+    module = importlib.import_module("lowbit.deploy.measure.bench")
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("unsupported operator\nand a long explanation")
@@ -275,7 +275,7 @@ def test_bench_does_without_a_peer_that_does_not_take_the_net(lowbit: Run, monke
 
 
 def test_wrong_kernels_are_not_timed(lowbit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("lowbit.deploy.compiled")
+    module = importlib.import_module("lowbit.deploy.kernels.compiled")
     right = module.CompiledModule.forward
     monkeypatch.setattr(module.CompiledModule, "forward", lambda self, x: right(self, x) + 1)
     status, out, err = lowbit("bench", "run/model.lowbit", "--rounds", "1")
@@ -290,7 +290,7 @@ def test_threads_are_put_back(lowbit: Run) -> None:
 
 
 def test_without_kernels_pytorch_predicts(lowbit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("lowbit.deploy.compiled")
+    module = importlib.import_module("lowbit.deploy.kernels.compiled")
     with_them = json.loads(lowbit("predict", "run/model.lowbit", "--json")[1])
     monkeypatch.setattr(module, "kernels", lambda: None)
     result = json.loads(lowbit("predict", "run/model.lowbit", "--json")[1])

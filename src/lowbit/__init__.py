@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         LowbitError,
         UnknownNameError,
     )
-    from lowbit.deploy.artefact import load
-    from lowbit.deploy.compiled import compile
     from lowbit.deploy.export import export
-    from lowbit.deploy.verify import verify
+    from lowbit.deploy.files.artefact import load
+    from lowbit.deploy.kernels.compiled import compile
+    from lowbit.deploy.proof.verify import verify
     from lowbit.layers import (
         FakeQuantize,
         calibrate,

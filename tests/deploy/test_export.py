@@ -23,11 +23,12 @@ import onnx
 
 import lowbit
 from lowbit import ConfigError, ExportError, LowbitError
-from lowbit.deploy import observe, onnx_twins
-from lowbit.deploy.dialects import DIALECTS
-from lowbit.deploy.onnx_file import trace, write
-from lowbit.deploy.onnx_parts import IntegerLayer
-from lowbit.deploy.onnx_runner import run
+from lowbit.deploy import observe
+from lowbit.deploy.onnx import twins
+from lowbit.deploy.onnx.dialects import DIALECTS
+from lowbit.deploy.onnx.file import trace, write
+from lowbit.deploy.onnx.parts import IntegerLayer
+from lowbit.deploy.onnx.runner import run
 from lowbit.layers import FakeQuantize
 from lowbit.quantizers import Grid
 from lowbit.quantizers.sign import Sign
@@ -156,7 +157,7 @@ def test_a_file_that_computes_something_else_is_not_put_in_place(
         part = right(layer, name)
         return replace(part, multiplier=part.multiplier * (1 + 2**-22)) if name == "2" else part
 
-    monkeypatch.setattr(onnx_twins.IntegerLayer, "of", staticmethod(wrong))
+    monkeypatch.setattr(twins.IntegerLayer, "of", staticmethod(wrong))
     (tmp_path / "a.onnx").write_bytes(b"what was there")
     with pytest.raises(ExportError, match="first difference: output of '2'"):
         lowbit.export(small(), tmp_path / "a.onnx", EXAMPLE, form="float")

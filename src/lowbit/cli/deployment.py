@@ -61,8 +61,8 @@ def verify_command(arguments: list[str]) -> int:
     if command.artefact.is_dir() and command.run.is_file():
         raise ConfigError(f"the file comes first, then the run: lowbit verify {command.run} {command.artefact}")
     from lowbit.cli.handover import from_run
-    from lowbit.deploy.origin import read_origin
-    from lowbit.deploy.verify import verify
+    from lowbit.deploy.files.origin import read_origin
+    from lowbit.deploy.proof.verify import verify
 
     origin = read_origin(command.artefact)
     checkpoint = command.checkpoint or ("last" if origin is not None and origin.checkpoint == "last" else "best")
@@ -89,8 +89,8 @@ def predict_command(arguments: list[str]) -> None:
     import torch
 
     from lowbit.cli.handover import check_count, predict
+    from lowbit.deploy.measure.timing import torch_threads
     from lowbit.deploy.opened import open_artefact
-    from lowbit.deploy.timing import torch_threads
 
     for option in ("batch_size", "threads", "limit"):
         check_count(f"--{option.replace('_', '-')}", getattr(command, option))
@@ -112,7 +112,7 @@ def bench_command(arguments: list[str]) -> None:
     """`lowbit bench`."""
     command = parse(BenchCommand, "bench", arguments)
     from lowbit.cli.handover import check_count
-    from lowbit.deploy.bench import bench
+    from lowbit.deploy.measure.bench import bench
 
     for option in ("threads", "batch", "rounds"):
         check_count(f"--{option}", getattr(command, option))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lowbit._errors import ArtefactError, ConfigError
 from lowbit._spec import parse
 from lowbit.data import Batches, ImageData, Normalization, Split, load_data
+from lowbit.deploy.files.origin import Origin
 from lowbit.deploy.opened import Opened
-from lowbit.deploy.origin import Origin
 from lowbit.training.config import FLOAT_BITS, TrainConfig
 from lowbit.training.reopen import Saved, open_run
 from lowbit.training.runtime import launch

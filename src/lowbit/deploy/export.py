@@ -13,11 +13,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lowbit._errors import ConfigError, ExportError, nearest
-from lowbit.deploy.artefact import save
-from lowbit.deploy.observe import Inputs, as_arguments, low_bit_modules
-from lowbit.deploy.origin import KEY, Origin
-from lowbit.deploy.report import Report
-from lowbit.deploy.verify import verify
+from lowbit.deploy.files.artefact import save
+from lowbit.deploy.files.origin import KEY, Origin
+from lowbit.deploy.proof.observe import Inputs, as_arguments, low_bit_modules
+from lowbit.deploy.proof.report import Report
+from lowbit.deploy.proof.verify import verify
 
 FORMS = {"onnx": ("int8", "int4", "float"), "qonnx": ("float",), "lowbit": ("packed",)}
 """What a model can be exported to, and in which forms; the first is the default."""
@@ -208,8 +208,8 @@ def _write(
     opset: int,
     origin: Origin | None,
 ) -> dict[str, str]:
-    from lowbit.deploy.dialects import DIALECTS
-    from lowbit.deploy.onnx_file import trace, write
+    from lowbit.deploy.onnx.dialects import DIALECTS
+    from lowbit.deploy.onnx.file import trace, write
 
     file, layers = write(trace(model, arguments, opset), DIALECTS[to, form])
     if origin is not None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lowbit._errors import ArtefactError, ConfigError
-from lowbit.deploy.artefact import load
-from lowbit.deploy.compiled import compile
-from lowbit.deploy.origin import Origin, require_origin
+from lowbit.deploy.files.artefact import load
+from lowbit.deploy.files.origin import Origin, require_origin
+from lowbit.deploy.kernels.compiled import compile
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def open_artefact(path: str | Path, threads: int, model: str | None = None) -> O
 
 
 def _onnx(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
-    from lowbit.deploy.peers import session
+    from lowbit.deploy.measure.peers import session
 
     try:
         opened = session(path, threads)
@@ -103,13 +103,13 @@ def _onnx(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
 
 def _qonnx(path: Path) -> Callable[[Tensor], Tensor]:
     try:
-        from lowbit.deploy import onnx_runner
+        from lowbit.deploy.onnx import runner
     except ImportError as error:
         raise ConfigError(
             f"'{path.name}' cannot be run here ({error}): install what runs it with pip install 'lowbit[onnx]'"
         ) from None
 
     def run(images: Tensor) -> Tensor:
-        return onnx_runner.run(path, images)[1][0]
+        return runner.run(path, images)[1][0]
 
     return run

@@ -1,0 +1,131 @@
+"""What of a traced network torch computes, and what the kernels, for inputs of given shapes."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, fx, nn
+
+from lowbit.deploy.kernels.loader import kernels
+from lowbit.deploy.kernels.lowering import Lowering
+from lowbit.deploy.kernels.segment import Lowered, Segment
+from lowbit.deploy.kernels.tracing import Kind, Shapes, kind_of, writes_in_place
+
+_log = logging.getLogger("lowbit")
+
+Item: TypeAlias = fx.Node | Lowered
+
+
+@dataclass
+class Plan:
+    """How inputs of one shape are computed: torch's operations one by one, and stretches of the kernels'."""
+
+    items: list[Item]
+    shapes: dict[fx.Node, Tensor]
+    whole: fx.GraphModule
+
+
+def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa: str) -> Plan:
+    """Divide a traced network between torch and the kernels, for inputs of these shapes."""
+    module = kernels()
+    assert module is not None
+    interpreter = Shapes(traced)
+    interpreter.run(*args)
+    shapes, modules = interpreter.found, dict(traced.named_modules())
+    on_cpu = all(a.device.type == "cpu" for a in args)
+    items: list[Item | Segment] = []
+    current: list[fx.Node] = []
+    kinds: dict[fx.Node, Kind] = {}
+
+    def close() -> None:
+        items.extend(_segments(current, kinds))
+        current.clear()
+
+    reached: set[fx.Node] = set()  # what depends on the current stretch
+    for node in traced.graph.nodes:
+        kind = kind_of(node, modules, shapes) if on_cpu else None
+        apart = bool(current) and kind is not None and _differ(shapes[current[0]], shapes[node])
+        if kind is not None and not apart:
+            kinds[node] = kind
+            current.append(node)
+            reached.add(node)
+            continue
+        changes = writes_in_place(node, modules)
+        if kind is not None or reached & set(node.all_input_nodes) or node.op == "output" or changes:
+            close()
+            reached.clear()
+        if kind is not None:
+            kinds[node] = kind
+            current.append(node)
+            reached.add(node)
+        else:
+            items.append(node)
+    lowered: list[Item] = []
+    for item in items:
+        if not isinstance(item, Segment):
+            lowered.append(item)
+            continue
+        try:
+            lowered.append(Lowering(module, item, modules, shapes, threads, isa).build())
+        except (ValueError, RuntimeError, MemoryError) as error:  # more than the kernels can do
+            _log.info("lowbit.compile: %d operations stay on PyTorch: %s", len(item.nodes), error)
+            lowered.extend(item.nodes)
+    return Plan(lowered, shapes, _whole(traced, lowered))
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two values cannot be in one program: maps and rows, or different numbers of examples."""
+    return one.ndim != other.ndim or one.shape[0] != other.shape[0]
+
+
+def _segments(nodes: Sequence[fx.Node], kinds: dict[fx.Node, Kind]) -> list[fx.Node | Segment]:
+    """One segment, if it holds a layer; else the nodes themselves."""
+    if not any(kinds[n] == "layer" for n in nodes):
+        return list(nodes)
+    inside = set(nodes)
+    segment = Segment(list(nodes), {n: kinds[n] for n in nodes})
+    for node in nodes:
+        segment.inputs += [s for s in node.all_input_nodes if s not in inside and s not in segment.inputs]
+        if any(user not in inside for user in node.users):
+            segment.outputs.append(node)
+    return [segment]
+
+
+class _Stretch(nn.Module):
+    """A segment, as a module that a graph can call."""
+
+    def __init__(self, lowered: Lowered) -> None:
+        super().__init__()
+        self.lowered = lowered
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.lowered.run(*inputs)
+
+
+def _whole(traced: fx.GraphModule, items: Sequence[Item]) -> fx.GraphModule:
+    """The items as one graph, whose code runs without an interpreter's overhead."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    stretches: dict[str, nn.Module] = {}
+    for item in items:
+        if isinstance(item, fx.Node):
+            env[item] = graph.node_copy(item, lambda n: env[n])
+            continue
+        name = f"_stretch_{len(stretches)}"
+        stretches[name] = _Stretch(item)
+        result = graph.call_module(name, tuple(env[n] for n in item.segment.inputs))
+        for i, node in enumerate(item.segment.outputs):
+            env[node] = graph.call_function(operator.getitem, (result, i))
+    modules = dict(traced.named_modules())
+    held = {str(n.target): modules[str(n.target)] for n in items if isinstance(n, fx.Node) and n.op == "call_module"}
+    for item in items:
+        if isinstance(item, fx.Node) and item.op == "get_attr":
+            found: Any = traced
+            for part in str(item.target).split("."):
+                found = getattr(found, part)
+            held[str(item.target)] = found
+    return fx.GraphModule({**held, **stretches}, graph)

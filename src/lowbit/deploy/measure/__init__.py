@@ -1,0 +1,1 @@
+"""Deployed models against ONNX Runtime and PyTorch, in one run."""
