@@ -1,14 +1,11 @@
-// A convolution of codes that are bytes: the sums of t·u by the byte core, its right operand the inputs of 64 positions.
+// A convolution of codes that are bytes, channels last: windows times weights, see pixels.h.
 //
-// n_w = l' + a'·t, n_x = l + a·u, u' = u − δ a signed byte (δ = 128 for 8 bits, else 0):
-//   Σ n_w·n_x = a·a'·Σ t·u' + a·l'·Σ u' + [a·a'·δ·Σ t + a·l'·δ·K + l·Σ n_w].
-// A last row of t = 1 gives Σ u'.
+// n_x = l + a·u, so that Σ n_w·n_x = a·Σ n_w·u + l·Σ n_w, with the weights' numbers n_w as signed bytes.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
 #include "operations.h"
-#include "phases.h"
 
 namespace lowbit {
 
@@ -16,288 +13,365 @@ namespace {
 
 std::size_t up64(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-constexpr int positions = 64;
-
-// The sums of t·u' of 64 positions at a time.
-class ByteProduct {
+// The sums of Σ n_w·u of a few pixels of a row, for a range of blocks of output channels.
+class Windows {
  public:
-  ByteProduct(const Program& program, const Convolution& c, const Geometry& out, const ByteCore& core,
-              const LaneOps& lanes, int at_once)
+  Windows(const Program& program, const Convolution& c, const Geometry& out, const PixelCore& core)
       : c_(c),
         core_(core),
-        lanes_(lanes),
         in_(program.value(c.input)),
         out_(out),
-        phases_(c_, in_.geometry, out_),
-        inputs_(in_.channels / c.groups),
-        outputs_(c.out_channels / c.groups),
-        k_(inputs_ * c.kernel_h * c.kernel_w),
-        at_once_(at_once),
-        delta_(in_.codes.bits == 8 ? 128 : 0) {
+        inputs_(in_.channels / std::max(c.groups, 1)),
+        outputs_(c.out_channels / std::max(c.groups, 1)),
+        block_(2 * core.lanes),
+        depthwise_(c.groups > 1 && inputs_ == 1 && outputs_ == 1) {
     check_shapes(c_, in_, out_);
     if (!c_.thresholds.empty() || !in_.codes.has_zero) throw std::invalid_argument("bytes take steps and a code for 0");
-    pack();
+    if (c_.weight_low < -128 || c_.weight_low + c_.weight_step * ((1 << c_.weight_bits) - 1) > 127)
+      throw std::invalid_argument("the weights' numbers do not fit signed bytes");
+    if (depthwise_)
+      pack_depthwise();
+    else
+      pack();
+    set_offsets();
   }
 
-  void prepare(Context& context) const {
-    if (!phases_.direct()) take_apart(context);
+  // Blocks of output channels, and how many of them have to be computed together: with groups, vectors of one may reach
+  // into the next.
+  int blocks() const { return depthwise_ ? 1 : c_.groups * group_blocks(); }
+  int together() const { return c_.groups == 1 ? 1 : blocks(); }
+  int first_channel(int block) const {
+    return depthwise_ ? 0 : block / group_blocks() * outputs_ + block % group_blocks() * block_;
   }
-  std::size_t scratch() const {
-    return up64(static_cast<std::size_t>(k_) * positions) + up64(core_.packed_size(k_, positions));
+  int end_channel(int block) const {  // of the block before
+    return block == blocks() ? c_.out_channels : first_channel(block);
   }
-  std::size_t shared() const {
-    if (phases_.direct()) return 0;
-    return static_cast<std::size_t>(phases_.groups()) * 64 * in_.channels * phases_.count();
+  // Numbers from one pixel's sums to the next one's, for blocks computed together.
+  std::ptrdiff_t stride() const {
+    if (depthwise_) return rounded(c_.out_channels, 64);
+    return together() == 1 ? block_ : channels_wide(c_.out_channels) + block_;
   }
-  // sums[m * stride + i] for `at_once` output channels of a group of them from `first` on, and, in a last row, what has to
-  // be added to each: slope / 2 · sums + last row + offset / 2.
-  void run(Worker& worker, int group, int first, std::int64_t start, char* scratch, std::int32_t* sums,
-           std::size_t stride) const {
-    auto* inputs = reinterpret_cast<std::int8_t*>(scratch);
-    auto* packed = reinterpret_cast<std::uint8_t*>(scratch + up64(static_cast<std::size_t>(k_) * positions));
-    const int count = rows(first);
-    fetch(worker, group * inputs_, start, inputs);
-    core_.pack(inputs, k_, positions, packed);
-    core_.gemm(row_of(group, first), row_, count + 1, packed, k_, positions, sums, stride);
-    std::int32_t* last = sums + static_cast<std::size_t>(count) * stride;
-    for (int i = 0; i < positions; ++i) last[i] *= in_.codes.step * c_.weight_low;
-  }
-  int rows(int first) const { return std::min(at_once_, outputs_ - first); }
-  std::int32_t slope() const { return 2 * in_.codes.step * c_.weight_step; }
+  int most_pixels() const { return core_.most_pixels; }
+  std::int32_t slope() const { return in_.codes.step; }
   const std::int32_t* offsets(int channel) const { return offsets_.data() + channel; }
-  std::string describe() const {
-    return describe_convolution(c_, in_, out_) + ", " + core_.name +
-           (phases_.direct() ? "" : ", " + std::to_string(phases_.count()) + " phases");
+  const std::int32_t* doubled_offsets(int channel) const { return doubled_.data() + channel; }
+
+  void run(Worker& worker, int block, int end, int y, int x, int pixels, std::int32_t* sums,
+           std::ptrdiff_t stride) const {
+    const std::int64_t position = static_cast<std::int64_t>(y) * c_.stride_h * in_.geometry.pitch + x * c_.stride_w;
+    const std::uint8_t* base = worker.codes(c_.input) + position * in_.channels;
+    const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(c_.stride_w) * in_.channels;
+    const auto* weights = static_cast<const std::uint8_t*>(weights_->memory);
+    if (depthwise_) {
+      core_.depthwise({base, step, pixels, taps_.data(), static_cast<int>(taps_.size()), weights,
+                       rounded(c_.out_channels, 64), sums, stride});
+      return;
+    }
+    const int from = first_channel(block);
+    for (; block < end; ++block) {
+      const int group = block / group_blocks(), place = block % group_blocks();
+      const PixelTile tile{base + group * inputs_,
+                           step,
+                           pixels,
+                           taps_.data(),
+                           static_cast<int>(taps_.size()),
+                           weights + static_cast<std::size_t>(group) * group_bytes() +
+                               static_cast<std::size_t>(place) * taps_.size() * block_ * 4,
+                           outputs_ - place * block_ > core_.lanes ? 2 : 1,
+                           chain_,
+                           sums + first_channel(block) - from,
+                           stride};
+      core_.product(tile, in_.codes.bits == 8);
+    }
   }
+
+  // body(x, pixels) for equal pieces of a row
+  template <class F>
+  void each_tile(int width, F&& body) const {
+    const int pieces = (width + core_.most_pixels - 1) / core_.most_pixels;
+    for (int i = 0; i < pieces; ++i) {
+      const int from = width * i / pieces;
+      body(from, width * (i + 1) / pieces - from);
+    }
+  }
+
+  std::string describe() const { return describe_convolution(c_, in_, out_) + ", " + core_.name; }
 
  private:
+  static int rounded(int number, int unit) { return (number + unit - 1) / unit * unit; }
+  int group_blocks() const { return (outputs_ + block_ - 1) / block_; }
+  std::size_t group_bytes() const {
+    return taps_.size() * 4 * static_cast<std::size_t>(rounded(outputs_, core_.lanes));
+  }
+  int number(int m, int channel, int ky, int kx) const {
+    const std::size_t at =
+        ((static_cast<std::size_t>(m) * inputs_ + channel) * c_.kernel_h + ky) * c_.kernel_w + static_cast<std::size_t>(kx);
+    return c_.weight_low + c_.weight_step * c_.weights[at];
+  }
+  std::int64_t tap(int ky, int kx) const {  // from a window's base, in bytes
+    return (static_cast<std::int64_t>(ky * c_.dilation_h - c_.pad_h) * in_.geometry.pitch + kx * c_.dilation_w - c_.pad_w) *
+           in_.channels;
+  }
+
+  // Runs of bytes that lie side by side, in groups of four; what a last group reads too much has weights of 0.
   void pack() {
-    row_ = core_.row_size(k_);
-    const std::size_t taps = static_cast<std::size_t>(c_.kernel_h) * c_.kernel_w;
-    // Each set of rows ends with the row of ones.
-    const int sets = (outputs_ + at_once_ - 1) / at_once_;
-    rows_ = std::make_unique<Aligned>(static_cast<std::size_t>(c_.groups) * sets * (at_once_ + 1) * row_ + 64);
-    offsets_.resize(static_cast<std::size_t>(c_.out_channels));
-    const std::int64_t a = in_.codes.step, a2 = c_.weight_step;
+    const bool joined = c_.groups == 1 && c_.dilation_w == 1;
+    const int run = joined ? c_.kernel_w * inputs_ : inputs_, runs = joined ? 1 : c_.kernel_w;
+    const int quads = (run + 3) / 4;
+    for (int ky = 0; ky < c_.kernel_h; ++ky)
+      for (int r = 0; r < runs; ++r)
+        for (int q = 0; q < quads; ++q) taps_.push_back(static_cast<std::int32_t>(tap(ky, r) + 4 * q));
+    weights_ = std::make_unique<Aligned>(static_cast<std::size_t>(c_.groups) * group_bytes());
+    auto* packed = static_cast<std::int8_t*>(weights_->memory);
+    std::vector<std::int8_t> all(static_cast<std::size_t>(c_.out_channels) * taps_.size() * 4, 0);
     for (int m = 0; m < c_.out_channels; ++m) {
-      std::uint8_t* row = row_of(m / outputs_, m % outputs_);
-      std::int64_t total = 0;
-      for (int k = 0; k < k_; ++k) {
-        const std::size_t tap = static_cast<std::size_t>(k / inputs_), channel = static_cast<std::size_t>(k % inputs_);
-        row[k] = c_.weights[(static_cast<std::size_t>(m) * inputs_ + channel) * taps + tap];
-        total += row[k];
-      }
-      const std::int64_t numbers = c_.weight_low * static_cast<std::int64_t>(k_) + a2 * total;
-      offsets_[static_cast<std::size_t>(m)] = 2 * static_cast<std::int32_t>(
-          a * a2 * delta_ * total + a * c_.weight_low * delta_ * static_cast<std::int64_t>(k_) + in_.codes.low * numbers);
+      const int group = m / outputs_, row = m % outputs_, block = row / block_, lane = row % block_;
+      const int wide = outputs_ - block * block_ > core_.lanes ? block_ : core_.lanes;  // lanes of this block
+      std::int8_t* to = packed + static_cast<std::size_t>(group) * group_bytes() +
+                        static_cast<std::size_t>(block) * taps_.size() * block_ * 4;
+      for (std::size_t q = 0; q < taps_.size(); ++q)
+        for (int i = 0; i < 4; ++i) {
+          const int byte = 4 * (static_cast<int>(q) % quads) + i, which = static_cast<int>(q) / quads;
+          if (byte >= run) continue;
+          const int kx = joined ? byte / inputs_ : which % runs;
+          const auto n = static_cast<std::int8_t>(number(m, byte % inputs_, which / runs, kx));
+          to[(q * wide + lane) * 4 + i] = n;
+          all[(static_cast<std::size_t>(m) * taps_.size() + q) * 4 + i] = n;
+        }
     }
-    for (int group = 0; group < c_.groups; ++group)
-      for (int set = 0; set < sets; ++set) {
-        const int count = std::min(at_once_, outputs_ - set * at_once_);
-        std::memset(row_of(group, set * at_once_) + static_cast<std::size_t>(count) * row_, 1, static_cast<std::size_t>(k_));
-      }
+    chain_ = chain_of(all.data(), static_cast<std::size_t>(c_.out_channels), taps_.size() * 4, (1 << in_.codes.bits) - 1);
   }
 
-  std::uint8_t* row_of(int group, int row) const {
-    const int sets = (outputs_ + at_once_ - 1) / at_once_;
-    const std::size_t at = (static_cast<std::size_t>(group) * sets + row / at_once_) * (at_once_ + 1) + row % at_once_;
-    return static_cast<std::uint8_t*>(rows_->memory) + at * row_;
+  void pack_depthwise() {
+    const int count = c_.kernel_h * c_.kernel_w, wide = rounded(c_.out_channels, 64);
+    for (int i = 0; i < rounded(count, 4); ++i) {
+      const int t = std::min(i, count - 1);
+      taps_.push_back(static_cast<std::int32_t>(tap(t / c_.kernel_w, t % c_.kernel_w)));
+    }
+    std::vector<std::int8_t> numbers(taps_.size() * wide, 0);
+    for (int t = 0; t < count; ++t)
+      for (int m = 0; m < c_.out_channels; ++m)
+        numbers[static_cast<std::size_t>(t) * wide + m] =
+            static_cast<std::int8_t>(number(m, 0, t / c_.kernel_w, t % c_.kernel_w));
+    weights_ = std::make_unique<Aligned>(numbers.size());
+    core_.pack_depthwise(numbers.data(), static_cast<int>(taps_.size()), wide,
+                         static_cast<std::uint8_t*>(weights_->memory));
   }
 
-  void take_apart(Context& context) const {
-    const Geometry& g = in_.geometry;
-    context.each(in_.channels, [&](int channel, char*) {
-      const std::uint8_t* source = context.data.codes(c_.input, channel);
-      for (int phase = 0; phase < phases_.count(); ++phase) {
-        std::uint8_t* target = phase_plane(context.data, channel, phase);
-        phases_.each_row(phase, [&](int row, int column, int count, std::int64_t at) {
-          if (row < 0)
-            std::memset(target + at, in_.codes.pad, static_cast<std::size_t>(count));
-          else
-            lanes_.every(source + row * g.pitch + column, c_.stride_w, count, target + at);
-        });
-      }
-    });
-  }
-
-  std::uint8_t* phase_plane(Worker& worker, int channel, int phase) const {
-    const std::size_t index = static_cast<std::size_t>(channel) * phases_.count() + phase;
-    return static_cast<std::uint8_t*>(worker.shared.memory) + index * static_cast<std::size_t>(phases_.groups()) * 64;
-  }
-
-  // The inputs of 64 positions from `start` on, [k][64], k over taps, then channels.
-  void fetch(Worker& worker, int first_channel, std::int64_t start, std::int8_t* out) const {
-    for (const Phases::Tap& tap : phases_.taps())
-      for (int channel = first_channel; channel < first_channel + inputs_; ++channel, out += positions) {
-        const std::uint8_t* source =
-            phases_.direct() ? worker.codes(c_.input, channel) : phase_plane(worker, channel, tap.phase);
-        std::memcpy(out, source + start + tap.shift, positions);
-        if (delta_)
-          for (int i = 0; i < positions; ++i) out[i] = static_cast<std::int8_t>(out[i] ^ -128);
-      }
+  void set_offsets() {
+    offsets_.assign(static_cast<std::size_t>(channels_wide(c_.out_channels) + block_), 0);
+    // The depthwise products and those of most cores take u as it is.
+    const int shift = core_.signed_inputs && in_.codes.bits == 8 && !depthwise_ ? 128 : 0;
+    for (int m = 0; m < c_.out_channels; ++m) {
+      std::int64_t total = 0;
+      for (int channel = 0; channel < inputs_; ++channel)
+        for (int t = 0; t < c_.kernel_h * c_.kernel_w; ++t) total += number(m, channel, t / c_.kernel_w, t % c_.kernel_w);
+      offsets_[static_cast<std::size_t>(m)] = static_cast<std::int32_t>((in_.codes.low + in_.codes.step * shift) * total);
+    }
+    for (const std::int32_t offset : offsets_) doubled_.push_back(2 * offset);
   }
 
   const Convolution& c_;
-  const ByteCore& core_;
-  const LaneOps& lanes_;
+  const PixelCore& core_;
   const Value in_;
   const Geometry out_;
-  const Phases phases_;
-  const int inputs_, outputs_, k_, at_once_, delta_;
-  std::size_t row_ = 0;
-  std::unique_ptr<Aligned> rows_;
-  std::vector<std::int32_t> offsets_;
+  const int inputs_, outputs_, block_;
+  const bool depthwise_;
+  int chain_ = 0;
+  std::vector<std::int32_t> taps_;  // where each group of four bytes, or each tap of a channel, lies in a window
+  std::unique_ptr<Aligned> weights_;
+  std::vector<std::int32_t> offsets_, doubled_;
 };
 
-class ByteConv final : public Operation {
+// What byte convolutions have in common: where their sums go once they are complete.
+class ByteOperation : public Operation {
  public:
-  ByteConv(const Program& program, Convolution c, const ByteCore& core, const LaneOps& lanes, int threads)
+  ByteOperation(const Program& program, Convolution c, const PixelCore& core, const LaneOps& lanes)
       : c_(std::move(c)),
+        core_(core),
         lanes_(lanes),
         out_(geometry_of_result(program, c_)),
-        outputs_(c_.out_channels / c_.groups),
-        at_once_(out_.groups() * c_.groups < 2 * threads ? std::max(16, (outputs_ + threads - 1) / threads) : outputs_),
-        product_(program, c_, out_, core, lanes, at_once_),
-        steps_(program, c_.steps, out_) {}
+        windows_(program, c_, c_.pool_kernel ? c_.inner : out_, core),
+        steps_(program, c_.steps, out_),
+        by_channel_(!steps_.in_pixels()) {}
 
-  void run(Context& context) override {
-    product_.prepare(context);
-    const int sets = (outputs_ + at_once_ - 1) / at_once_;
-    context.each(out_.groups() * c_.groups * sets, [&](int item, char* scratch) {
-      const int first = item % sets * at_once_, channels = item / sets % c_.groups, group = item / sets / c_.groups;
-      auto* sums = reinterpret_cast<std::int32_t*>(scratch + product_.scratch());
-      product_.run(context.data, channels, first, 64ll * group, scratch, sums, positions);
-      const int count = product_.rows(first), channel = channels * outputs_ + first;
-      BlockStep steps[most_steps];
-      const int number = steps_.resolve(context.data, channel, group, steps);
-      lanes_.finish_counts(sums, positions, product_.slope(), product_.offsets(channel),
-                           sums + static_cast<std::size_t>(count) * positions, count, 1, steps, number);
-    });
+  std::size_t shared() const override {
+    return by_channel_ ? 4 * static_cast<std::size_t>(c_.out_channels) * out_.floats() : 0;
   }
-
-  std::size_t scratch() const override {
-    return product_.scratch() + up64(static_cast<std::size_t>(at_once_ + 1) * positions * 4) + 64;
-  }
-  std::size_t shared() const override { return product_.shared(); }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
     all.push_back(c_.input);
     return all;
   }
   std::vector<int> writes() const override { return steps_.writes(); }
-  std::string describe() const override { return product_.describe() + steps_.describe(); }
-
- private:
-  const Convolution c_;
-  const LaneOps& lanes_;
-  const Geometry out_;
-  const int outputs_, at_once_;
-  const ByteProduct product_;
-  const Steps steps_;
-};
-
-// A convolution and the max-pooling behind it. The steps between them are monotone for each channel, roundings included,
-// so that the largest result comes from the largest sum, or from the smallest: only one in four is worth the steps.
-class PooledByteConv final : public Operation {
- public:
-  PooledByteConv(const Program& program, Convolution c, const ByteCore& core, const LaneOps& lanes)
-      : c_(std::move(c)),
-        lanes_(lanes),
-        out_(geometry_of_result(program, c_)),
-        product_(program, c_, c_.inner, core, lanes, c_.out_channels),
-        steps_(program, c_.steps, out_) {
-    const auto fits = [&](int before, int after) {
-      return after == (before + 2 * c_.pool_padding - c_.pool_kernel) / c_.pool_stride + 1;
-    };
-    if (c_.groups != 1 || !fits(c_.inner.height, out_.height) || !fits(c_.inner.width, out_.width) ||
-        2 * c_.pool_padding > c_.pool_kernel || c_.falling.size() != static_cast<std::size_t>(c_.out_channels))
-      throw std::invalid_argument("the pooled convolution's shapes do not fit each other");
+  std::string describe() const override {
+    return windows_.describe() + (c_.pool_kernel ? ", pool" : "") + steps_.describe();
   }
 
-  void run(Context& context) override {
-    product_.prepare(context);
-    const int bands = (out_.height + rows_at_once - 1) / rows_at_once;
-    context.each(bands, [&](int band, char* scratch) {
-      pool(context.data, band * rows_at_once, std::min(out_.height, (band + 1) * rows_at_once), scratch);
-    });
+ protected:
+  // Takes the sums of `pixels` from position (y, x) on, of channels from `first` to `end`.
+  class Delivery {
+   public:
+    Delivery(const ByteOperation& operation, Worker& worker, int first, int end)
+        : operation_(operation), first_(first), end_(end) {
+      if (operation.by_channel_)
+        row_ = operation.row(worker, first);
+      else
+        number_ = operation.steps_.resolve_pixels(worker, first, 0, steps_);
+    }
+    void operator()(int y, int x, int pixels, const std::int32_t* sums, std::ptrdiff_t stride) {
+      const ByteOperation& o = operation_;
+      const std::int64_t position = static_cast<std::int64_t>(y) * o.out_.pitch + x;
+      if (o.by_channel_) {
+        o.core_.transpose(sums, stride, pixels, end_ - first_, row_ + position, o.out_.floats());
+        return;
+      }
+      for (int i = 0; i < number_; ++i) {
+        if (steps_[i].floats) steps_[i].floats += (position - position_) * steps_[i].row;
+        if (steps_[i].bytes) steps_[i].bytes += (position - position_) * steps_[i].row;
+      }
+      position_ = position;
+      o.core_.finish(sums, stride, pixels, end_ - first_, o.windows_.slope(), o.windows_.offsets(first_), steps_, number_);
+    }
+
+   private:
+    const ByteOperation& operation_;
+    const int first_, end_;
+    std::int32_t* row_ = nullptr;
+    std::int64_t position_ = 0;
+    int number_ = 0;
+    BlockStep steps_[most_steps];
+  };
+
+  // When all are delivered.
+  void complete(Context& context) const {
+    if (!by_channel_) return;
     constexpr int chunk = 16;
     context.each((c_.out_channels + chunk - 1) / chunk, [&](int item, char*) {
       const int first = item * chunk, count = std::min(chunk, c_.out_channels - first);
       BlockStep steps[most_steps];
       const int number = steps_.resolve(context.data, first, 0, steps);
-      lanes_.finish_counts(pooled(context.data, first), out_.floats(), 2, product_.offsets(first), nullptr, count,
-                           out_.groups(), steps, number);
+      lanes_.finish_counts(row(context.data, first), out_.floats(), 2 * windows_.slope(), windows_.doubled_offsets(first),
+                           nullptr, count, out_.groups(), steps, number);
     });
   }
 
-  std::size_t scratch() const override {
-    return product_.scratch() + 4 * (static_cast<std::size_t>(c_.out_channels + 1) * band_positions() + column_size()) +
-           128;
-  }
-  std::size_t shared() const override {
-    return up64(product_.shared()) + 4 * static_cast<std::size_t>(c_.out_channels) * out_.floats();
-  }
-  std::vector<int> reads() const override {
-    std::vector<int> all = steps_.reads();
-    all.push_back(c_.input);
-    return all;
-  }
-  std::vector<int> writes() const override { return steps_.writes(); }
-  std::string describe() const override { return product_.describe() + ", pool" + steps_.describe(); }
+  const Convolution c_;
+  const PixelCore& core_;
+  const LaneOps& lanes_;
+  const Geometry out_;
+  const Windows windows_;
 
  private:
-  static constexpr int rows_at_once = 2;
+  std::int32_t* row(Worker& worker, int channel) const {
+    return static_cast<std::int32_t*>(worker.shared.memory) + static_cast<std::int64_t>(channel) * out_.floats();
+  }
 
-  std::size_t band_positions() const {
-    const std::int64_t rows = (rows_at_once - 1) * c_.pool_stride + c_.pool_kernel;
-    return static_cast<std::size_t>((rows * c_.inner.pitch + 63) / 64 * 64);
+  const Steps steps_;
+  const bool by_channel_;
+};
+
+class ByteConv final : public ByteOperation {
+ public:
+  ByteConv(const Program& program, Convolution c, const PixelCore& core, const LaneOps& lanes, int threads)
+      : ByteOperation(program, std::move(c), core, lanes), sets_(windows_.blocks() / windows_.together()) {
+    if (threads > 1) bands_ = std::clamp((4 * threads + sets_ - 1) / sets_, 1, out_.height);
   }
-  std::size_t column_size() const { return static_cast<std::size_t>(c_.inner.width + 2 * c_.pool_kernel + 64); }
-  std::int32_t* pooled(Worker& worker, int channel) const {
-    auto* start = static_cast<char*>(worker.shared.memory) + up64(product_.shared());
-    return reinterpret_cast<std::int32_t*>(start) + channel * out_.floats();
+
+  void run(Context& context) override {
+    context.each(sets_ * bands_, [&](int item, char* scratch) {
+      auto* sums = reinterpret_cast<std::int32_t*>(scratch);
+      const int block = item / bands_ * windows_.together(), end = block + windows_.together();
+      const int first = windows_.first_channel(block), last = windows_.end_channel(end);
+      const int band = item % bands_, bottom = out_.height * (band + 1) / bands_;
+      Delivery deliver(*this, context.data, first, last);
+      for (int y = out_.height * band / bands_; y < bottom; ++y)
+        windows_.each_tile(out_.width, [&](int x, int pixels) {
+          windows_.run(context.data, block, end, y, x, pixels, sums, windows_.stride());
+          deliver(y, x, pixels, sums, windows_.stride());
+        });
+    });
+    complete(context);
   }
+
+  std::size_t scratch() const override {
+    return up64(4 * (static_cast<std::size_t>(windows_.most_pixels()) * windows_.stride() + 64));
+  }
+
+ private:
+  const int sets_;
+  int bands_ = 1;
+};
+
+// A convolution and the max-pooling behind it. The steps between them are monotone for each channel, roundings included,
+// so that the largest result comes from the largest sum, or from the smallest: only one in four is worth the steps.
+class PooledByteConv final : public ByteOperation {
+ public:
+  PooledByteConv(const Program& program, Convolution c, const PixelCore& core, const LaneOps& lanes, int threads)
+      : ByteOperation(program, std::move(c), core, lanes) {
+    const auto fits = [&](int before, int after) {
+      return after == (before + 2 * c_.pool_padding - c_.pool_kernel) / c_.pool_stride + 1;
+    };
+    if (c_.groups != 1 || !fits(c_.inner.height, out_.height) || !fits(c_.inner.width, out_.width) ||
+        2 * c_.pool_padding > c_.pool_kernel || c_.pool_kernel > most_rows || c_.falling.size() != static_cast<std::size_t>(c_.out_channels))
+      throw std::invalid_argument("the pooled convolution's shapes do not fit each other");
+    flip_.assign(static_cast<std::size_t>(wide()), 0);
+    for (int m = 0; m < c_.out_channels; ++m) flip_[static_cast<std::size_t>(m)] = c_.falling[static_cast<std::size_t>(m)] ? -1 : 0;
+    if (threads > 1) bands_ = std::min(out_.height, 2 * threads);
+  }
+
+  void run(Context& context) override {
+    context.each(bands_, [&](int band, char* scratch) {
+      pool(context.data, out_.height * band / bands_, out_.height * (band + 1) / bands_, scratch);
+    });
+    complete(context);
+  }
+
+  std::size_t scratch() const override {
+    return up64(4 * (row_size() * static_cast<std::size_t>(c_.pool_kernel) + static_cast<std::size_t>(out_.width) * wide() +
+                     64));
+  }
+
+ private:
+  int wide() const { return channels_wide(c_.out_channels); }
+  std::size_t row_size() const { return static_cast<std::size_t>(c_.inner.width) * wide() + 64; }
 
   void pool(Worker& worker, int top, int bottom, char* scratch) const {
-    const int s = c_.pool_stride, p = c_.pool_padding, k = c_.pool_kernel;
-    const int first = std::max(top * s - p, 0), last = std::min((bottom - 1) * s - p + k, c_.inner.height);
-    const std::int64_t pitch = c_.inner.pitch, start = first * pitch, end = last * pitch;
-    const std::size_t stride = band_positions();
-    auto* sums = reinterpret_cast<std::int32_t*>(scratch + product_.scratch());
-    for (std::int64_t at = start; at < end; at += positions)
-      product_.run(worker, 0, 0, at, scratch, sums + (at - start), stride);
-    const std::int32_t* shared = sums + c_.out_channels * stride;
-    std::int32_t* column = sums + (c_.out_channels + 1) * stride + p;
-    for (int m = 0; m < c_.out_channels; ++m) {
-      const bool smaller = c_.falling[static_cast<std::size_t>(m)];
-      const std::int32_t worst = smaller ? INT32_MAX : INT32_MIN;
-      std::fill(column - p, column, worst);
-      std::fill(column + c_.inner.width, column + c_.inner.width + k, worst);
-      for (int y = top; y < bottom; ++y) {
-        const int from = std::max(y * s - p, 0), to = std::min(y * s - p + k, c_.inner.height);
-        for (int row = from; row < to; ++row) {
-          const std::int64_t at = (row - first) * pitch;
-          lanes_.best_sums(column, sums + m * stride + at, product_.slope() / 2, shared + at, c_.inner.width, smaller,
-                           row == from);
-        }
-        lanes_.best_of(column - p, k, s, out_.width, smaller, pooled(worker, m) + y * out_.pitch);
+    auto* sums = reinterpret_cast<std::int32_t*>(scratch);  // as many rows as a window has, by number modulo those
+    std::int32_t* largest = sums + row_size() * static_cast<std::size_t>(c_.pool_kernel);
+    Delivery deliver(*this, worker, 0, c_.out_channels);
+    int done = 0;
+    for (int y = top; y < bottom; ++y) {
+      const int from = std::max(y * c_.pool_stride - c_.pool_padding, 0);
+      const int to = std::min(y * c_.pool_stride - c_.pool_padding + c_.pool_kernel, c_.inner.height);
+      for (done = std::max(done, from); done < to; ++done) {
+        std::int32_t* row = sums + row_size() * static_cast<std::size_t>(done % c_.pool_kernel);
+        windows_.each_tile(c_.inner.width, [&](int x, int pixels) {
+          for (int block = 0; block < windows_.blocks(); ++block)
+            windows_.run(worker, block, block + 1, done, x, pixels,
+                         row + static_cast<std::ptrdiff_t>(x) * wide() + windows_.first_channel(block), wide());
+        });
       }
+      // Rows of a window follow each other in the ring, from its start again.
+      const std::int32_t* rows[most_rows];
+      for (int i = from; i < to; ++i) rows[i - from] = sums + row_size() * static_cast<std::size_t>(i % c_.pool_kernel);
+      core_.pool(rows, to - from, c_.inner.width, wide(), c_.pool_kernel, c_.pool_stride, c_.pool_padding, out_.width,
+                 flip_.data(), largest);
+      deliver(y, 0, out_.width, largest, wide());
     }
   }
 
-  const Convolution c_;
-  const LaneOps& lanes_;
-  const Geometry out_;
-  const ByteProduct product_;
-  const Steps steps_;
+  static constexpr int most_rows = 64;
+  std::vector<std::int32_t> flip_;
+  int bands_ = 1;
 };
 
 }  // namespace
 
-std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolution convolution,
-                                                 const ByteCore& core, const LaneOps& lanes, int threads) {
+std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolution convolution, const PixelCore& core,
+                                                 const LaneOps& lanes, int threads) {
   if (convolution.pool_kernel)
-    return std::make_unique<PooledByteConv>(program, std::move(convolution), core, lanes);
+    return std::make_unique<PooledByteConv>(program, std::move(convolution), core, lanes, threads);
   return std::make_unique<ByteConv>(program, std::move(convolution), core, lanes, threads);
 }
 

@@ -27,7 +27,7 @@ struct BlockStep {
   const float* factors;   // multiply, add: of the first row; the same for all where row is 0
   float* floats;          // add_value: what is added; store: where to
   std::uint64_t* planes;  // quantize: planes[j * plane + group] = (bits & mask[group]) | (pad & ~mask[group])
-  std::uint8_t* bytes;    // quantize_bytes: the codes themselves, likewise
+  std::uint8_t* bytes;    // quantize_bytes: the codes themselves, bytes[plane · position], where the mask is set
   std::ptrdiff_t row, plane;
   const std::uint64_t* mask;
   const Quantizer* quantizer;

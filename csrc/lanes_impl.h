@@ -222,24 +222,23 @@ static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step
   for (int j = 0; j < q.bits; ++j) put_plane(step, group, j, gather_bits([&](int v) { return bit_of(codes[v], j); }));
 }
 
+// Codes that are bytes lie with the channels last: one row's are far apart.
 static inline void write_bytes(const Reals (&y)[vectors], const BlockStep& step, int group) {
-  std::uint8_t* out = step.bytes + 64 * group;
+  std::int32_t codes[64];
   for (int v = 0; v < vectors; ++v) {
-    const Ints codes = codes_of(y[v], *step.quantizer);
-#if defined(__AVX512F__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16 * v),
-                     _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(codes)));
-#else
-    for (int lane = 0; lane < lanes_wide; ++lane) out[v * lanes_wide + lane] = static_cast<std::uint8_t>(codes[lane]);
-#endif
+    const Ints some = codes_of(y[v], *step.quantizer);
+    std::memcpy(codes + v * lanes_wide, &some, sizeof some);
   }
-  const std::uint64_t outside = ~step.mask[group];
-  if (!outside) return;
-#if defined(__AVX512F__)
-  _mm512_mask_storeu_epi8(out, outside, _mm512_set1_epi8(static_cast<char>(step.pad)));
-#else
-  for (std::uint64_t rest = outside; rest; rest &= rest - 1) out[__builtin_ctzll(rest)] = static_cast<std::uint8_t>(step.pad);
-#endif
+  std::uint8_t* out = step.bytes + 64 * group * step.plane;
+  const std::uint64_t mask = step.mask[group];
+  if (mask == ~0ull) {
+    for (int i = 0; i < 64; ++i, out += step.plane) *out = static_cast<std::uint8_t>(codes[i]);
+    return;
+  }
+  for (std::uint64_t rest = mask; rest; rest &= rest - 1) {
+    const int i = __builtin_ctzll(rest);
+    out[i * step.plane] = static_cast<std::uint8_t>(codes[i]);
+  }
 }
 
 static inline void finish_group(Reals (&y)[vectors], int group, const BlockStep* steps, int number) {

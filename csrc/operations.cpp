@@ -11,19 +11,26 @@ namespace {
 
 std::size_t size_of(const Value& value) {
   const Geometry& g = value.geometry;
-  std::size_t row = sizeof(float) * g.floats();  // bytes of one channel
-  if (value.is_codes) row = g.words * (value.codes.bytes ? 64 : 8 * static_cast<std::size_t>(value.codes.bits));
-  const std::size_t bytes = static_cast<std::size_t>(value.channels) * row;
+  const auto channels = static_cast<std::size_t>(value.channels);
+  std::size_t bytes = channels * g.words * 8 * static_cast<std::size_t>(value.codes.bits);
+  if (!value.is_codes) bytes = sizeof(float) * (value.pixels ? channels_wide(value.channels) * g.flat() : channels * g.floats());
+  if (value.is_codes && value.codes.bytes) bytes = channels * g.words * 64 + 128;  // vectors may read beyond the last
   return (bytes + 63) / 64 * 64;
 }
 
 class Map final : public Operation {
  public:
-  Map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes)
-      : program_(program), input_(input), steps_(program, std::move(steps), program.value(input).geometry), lanes_(lanes) {}
+  Map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes, const PixelCore& core)
+      : program_(program),
+        input_(input),
+        steps_(program, std::move(steps), program.value(input).geometry),
+        lanes_(lanes),
+        core_(core) {}
 
   void run(Context& context) override {
     const Value& v = program_.value(input_);
+    if (v.pixels) return run_pixels(context);
+    if (few_channels()) return run_rows(context);
     const int groups = v.geometry.groups();
     context.each(v.channels, [&](int c, char*) {
       BlockStep steps[most_steps];
@@ -31,7 +38,9 @@ class Map final : public Operation {
       lanes_.finish_floats(context.data.floats(input_, c), 0, 1, groups, steps, number);
     });
   }
-  std::size_t scratch() const override { return 0; }
+  std::size_t scratch() const override {
+    return few_channels() ? (widest_few + 1) * row_size() : 0;
+  }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
     all.push_back(input_);
@@ -41,10 +50,50 @@ class Map final : public Operation {
   std::string describe() const override { return "map " + std::to_string(input_) + steps_.describe(); }
 
  private:
+  static constexpr int widest_few = 4;
+
+  std::size_t row_size() const { return static_cast<std::size_t>(program_.value(input_).geometry.width + 127) / 64 * 64; }
+
+  // A picture and its codes, which lie channel by channel and channels last.
+  bool few_channels() const {
+    return program_.value(input_).channels <= widest_few && steps_.only_bytes();
+  }
+
+  void run_rows(Context& context) {
+    const Value& v = program_.value(input_);
+    const auto size = static_cast<std::ptrdiff_t>(row_size());
+    context.each(v.geometry.height, [&](int y, char* scratch) {
+      auto* rows = reinterpret_cast<std::uint8_t*>(scratch);
+      const std::int64_t position = y * v.geometry.pitch;
+      BlockStep steps[most_steps];
+      const int number = steps_.resolve_pixels(context.data, 0, position, steps);
+      for (int i = 0; i < number; ++i) {
+        BlockStep step = steps[i];
+        for (int c = 0; c < v.channels; ++c) {
+          step.bytes = rows + c * size;
+          core_.finish_floats(context.data.floats(input_, c) + position, 0, 1, v.geometry.width, &step, 1);
+        }
+        core_.interleave(rows, size, v.channels, v.geometry.width, steps[i].bytes);
+      }
+    });
+  }
+
+  void run_pixels(Context& context) {
+    const Value& v = program_.value(input_);
+    const int wide = channels_wide(v.channels);
+    context.each(v.geometry.height, [&](int y, char*) {
+      BlockStep steps[most_steps];
+      const std::int64_t position = y * v.geometry.pitch;
+      const int number = steps_.resolve_pixels(context.data, 0, position, steps);
+      core_.finish_floats(context.data.pixels(input_) + position * wide, wide, v.geometry.width, v.channels, steps, number);
+    });
+  }
+
   const Program& program_;
   int input_;
   Steps steps_;
   const LaneOps& lanes_;
+  const PixelCore& core_;
 };
 
 class Pool2d final : public Operation {
@@ -65,6 +114,7 @@ class Pool2d final : public Operation {
 
   void run(Context& context) override {
     const Geometry &in = program_.value(input_).geometry, &out = program_.value(output_).geometry;
+    if (program_.value(input_).pixels) return run_pixels(context);
     context.each(program_.value(input_).channels, [&](int c, char* scratch) {
       // The largest of each column of the window's rows, between −∞ for the padding.
       auto* column = reinterpret_cast<float*>(scratch) + padding_;
@@ -89,6 +139,26 @@ class Pool2d final : public Operation {
   std::string describe() const override { return "pool " + std::to_string(input_) + " -> " + std::to_string(output_); }
 
  private:
+  void run_pixels(Context& context) {
+    const Geometry &in = program_.value(input_).geometry, &out = program_.value(output_).geometry;
+    const int wide = channels_wide(program_.value(input_).channels);
+    context.each(out.height, [&](int y, char*) {
+      const int top = std::max(y * stride_ - padding_, 0), bottom = std::min(y * stride_ - padding_ + kernel_, in.height);
+      for (int x = 0; x < out.width; ++x) {
+        const int left = std::max(x * stride_ - padding_, 0), right = std::min(x * stride_ - padding_ + kernel_, in.width);
+        float* target = context.data.pixels(output_) + (y * out.pitch + x) * wide;
+        for (int row = top; row < bottom; ++row)
+          for (int column = left; column < right; ++column) {
+            const float* source = context.data.pixels(input_) + (row * in.pitch + column) * wide;
+            if (row == top && column == left)
+              std::memcpy(target, source, sizeof(float) * wide);
+            else
+              lanes_.largest(target, source, wide);
+          }
+      }
+    });
+  }
+
   static constexpr float infinity = std::numeric_limits<float>::infinity();
   const Program& program_;
   int input_, output_, kernel_, stride_, padding_;
@@ -108,6 +178,7 @@ class Subsample final : public Operation {
 
   void run(Context& context) override {
     const Value &in = program_.value(input_), &out = program_.value(output_);
+    if (in.pixels) return run_pixels(context);
     context.each(out.channels, [&](int c, char*) {
       float* target = context.data.floats(output_, c);
       for (int y = 0; y < out.geometry.height; ++y, target += out.geometry.pitch) {
@@ -128,6 +199,19 @@ class Subsample final : public Operation {
   }
 
  private:
+  void run_pixels(Context& context) {
+    const Value &in = program_.value(input_), &out = program_.value(output_);
+    const int from = channels_wide(in.channels), to = channels_wide(out.channels);
+    context.each(out.geometry.height, [&](int y, char*) {
+      const float* source = context.data.pixels(input_) + static_cast<std::int64_t>(y) * stride_ * in.geometry.pitch * from;
+      float* target = context.data.pixels(output_) + y * out.geometry.pitch * to;
+      for (int x = 0; x < out.geometry.width; ++x, source += static_cast<std::int64_t>(stride_) * from, target += to) {
+        std::memcpy(target, source, sizeof(float) * in.channels);
+        std::fill(target + in.channels, target + to, 0.0f);
+      }
+    });
+  }
+
   const Program& program_;
   int input_, output_, stride_;
 };
@@ -140,7 +224,7 @@ Worker::Worker(const Program& program, const Layout& layout, std::size_t scratch
     const Value& v = program.value(static_cast<int>(i));
     if (!v.is_codes || !v.codes.pad) continue;
     if (v.codes.bytes) {
-      std::memset(base(static_cast<int>(i)), v.codes.pad, static_cast<std::size_t>(v.channels) * v.geometry.words * 64);
+      std::memset(base(static_cast<int>(i)), v.codes.pad, size_of(v));
       continue;
     }
     for (int c = 0; c < v.channels; ++c)
@@ -206,6 +290,45 @@ Steps::Steps(const Program& program, std::vector<Step> steps, const Geometry& ge
     if (!(v.geometry == geometry) || v.is_codes != (step.kind == StepKind::quantize))
       throw std::invalid_argument("a step names a value of another shape or kind");
   }
+  for (Step& step : steps_)  // so that vectors of them can be read
+    if (step.factors.size() > 1) step.factors.resize(step.factors.size() + 64, 0.0f);
+}
+
+bool Steps::only_bytes() const {
+  return std::all_of(steps_.begin(), steps_.end(), [&](const Step& step) {
+    return step.kind == StepKind::quantize && program_.value(step.value).codes.bytes;
+  });
+}
+
+bool Steps::in_pixels() const {
+  return std::all_of(steps_.begin(), steps_.end(), [&](const Step& step) {
+    if (step.value < 0) return true;
+    const Value& v = program_.value(step.value);
+    return v.is_codes ? v.codes.bytes : v.pixels;
+  });
+}
+
+int Steps::resolve_pixels(Worker& worker, int c, std::int64_t position, BlockStep* resolved) const {
+  for (const Step& step : steps_) {
+    BlockStep& out = *resolved++;
+    out = BlockStep{};
+    out.kind = step.kind;
+    if (!step.factors.empty()) {
+      out.row = step.factors.size() > 1;
+      out.factors = step.factors.data() + c * out.row;
+    }
+    if (step.value < 0) continue;
+    const Value& v = program_.value(step.value);
+    out.row = v.is_codes ? v.channels : channels_wide(v.channels);
+    if (!v.is_codes) {
+      out.floats = worker.pixels(step.value) + position * out.row + c;
+      continue;
+    }
+    out.kind = StepKind::quantize_bytes;
+    out.bytes = worker.codes(step.value) + position * out.row + c;
+    out.quantizer = &v.codes.quantizer;
+  }
+  return static_cast<int>(steps_.size());
 }
 
 void Steps::write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
@@ -239,7 +362,9 @@ int Steps::resolve(Worker& worker, int c, int group, BlockStep* resolved) const 
     out.pad = v.codes.pad;
     if (v.codes.bytes) {
       out.kind = StepKind::quantize_bytes;
-      out.bytes = worker.codes(step.value, c) + 64 * group;
+      out.bytes = worker.codes(step.value) + 64ll * group * v.channels + c;
+      out.plane = v.channels;
+      out.row = 1;
     } else {
       out.planes = worker.plane(step.value, c, 0) + v.geometry.front / 64 + group;
       out.plane = v.geometry.words;
@@ -273,8 +398,9 @@ std::string Steps::describe() const {
   return text;
 }
 
-std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes) {
-  return std::make_unique<Map>(program, input, std::move(steps), lanes);
+std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes,
+                                    const PixelCore& core) {
+  return std::make_unique<Map>(program, input, std::move(steps), lanes, core);
 }
 
 std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,

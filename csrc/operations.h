@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "bytecore.h"
 #include "program.h"
 
 namespace lowbit {
@@ -47,10 +46,12 @@ struct Worker {
     const Value& v = program.value(value);
     return reinterpret_cast<std::uint64_t*>(base(value)) + (c * v.codes.bits + j) * v.geometry.words;
   }
-  // The codes of channel c as bytes, from position (0, 0) on.
-  std::uint8_t* codes(int value, int c) {
-    const Geometry& g = program.value(value).geometry;
-    return reinterpret_cast<std::uint8_t*>(base(value)) + c * g.words * 64 + g.front;
+  // Of position (0, 0), the channels one after the other, as many floats as `channels_wide` says.
+  float* pixels(int value) { return reinterpret_cast<float*>(base(value)); }
+  // The codes of position (0, 0), one byte for each channel; the next position's follow.
+  std::uint8_t* codes(int value) {
+    const Value& v = program.value(value);
+    return reinterpret_cast<std::uint8_t*>(base(value)) + v.geometry.front * v.channels;
   }
   std::size_t bytes() const { return values.size + scratch.size + shared.size; }
   char* base(int value) { return static_cast<char*>(values.memory) + layout.offsets[static_cast<std::size_t>(value)]; }
@@ -59,6 +60,8 @@ struct Worker {
   const Layout layout;
   Aligned values, scratch, shared;
 };
+
+inline int channels_wide(int channels) { return (channels + 15) / 16 * 16; }
 
 struct Context {
   Worker& data;  // the values of the image
@@ -98,6 +101,11 @@ class Steps {
   Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry);
   // The steps for the channels from c and the groups from `group` on, in `steps` (at most `most_steps`); their number.
   int resolve(Worker& worker, int c, int group, BlockStep* steps) const;
+  // The same for values that lie channels last, from channel c of a position on.
+  int resolve_pixels(Worker& worker, int c, std::int64_t position, BlockStep* steps) const;
+  // Whether the values do; false where there are none.
+  bool in_pixels() const;
+  bool only_bytes() const;  // whether they do nothing but quantize to bytes
   // Codes that were found otherwise: bits[j * stride + w] to the value's planes.
   void write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
              std::ptrdiff_t stride) const;
@@ -119,10 +127,11 @@ std::string describe_convolution(const Convolution& convolution, const Value& in
 std::unique_ptr<Operation> make_convolution(const Program& program, Convolution convolution, const BitCore& core,
                                             const LaneOps& lanes, int threads);
 std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolution convolution,
-                                                 const ByteCore& core, const LaneOps& lanes, int threads);
+                                                 const PixelCore& core, const LaneOps& lanes, int threads);
 std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,
                                      int padding, const LaneOps& lanes);
-std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes);
+std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes,
+                                    const PixelCore& core);
 std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride);
 
 }  // namespace lowbit

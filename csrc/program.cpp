@@ -22,9 +22,9 @@ const BitCore* pick_core(const std::string& isa) {
 }
 
 // The fastest of the instruction set asked for: "avx512" includes its extensions.
-const ByteCore* pick_bytes(const std::string& isa) {
+const PixelCore* pick_bytes(const std::string& isa) {
   int count;
-  const ByteCore* const* cores = byte_cores(&count);
+  const PixelCore* const* cores = pixel_cores(&count);
   for (int i = 0; i < count; ++i)
     if (isa.empty() || std::string(cores[i]->name).rfind(isa, 0) == 0) return cores[i];
   return cores[count - 1];
@@ -88,28 +88,61 @@ int Program::codes(int channels, int height, int width, int margin, const Codes&
 
 void Program::output(int value) { outputs_.push_back(value); }
 
-void Program::convolve(Convolution convolution) {
-  if (value(convolution.input).codes.bytes) {
-    operations_.push_back(make_byte_convolution(*this, std::move(convolution), *bytes_, *lanes_, pool_.size()));
-    return;
+void Program::plan(std::function<std::unique_ptr<Operation>()> make, std::vector<int> floats,
+                   const std::vector<Step>& steps, bool by_channel) {
+  for (const Step& step : steps) {
+    if (step.value < 0) continue;
+    const Value& v = value(step.value);
+    if (!v.is_codes) floats.push_back(step.value);
+    by_channel = by_channel || (v.is_codes && !v.codes.bytes);
   }
-  operations_.push_back(make_convolution(*this, std::move(convolution), *core_, *lanes_, pool_.size()));
+  planned_.push_back({std::move(make), std::move(floats), by_channel});
+}
+
+void Program::convolve(Convolution convolution) {
+  const bool bytes = value(convolution.input).codes.bytes;
+  const std::vector<Step> steps = convolution.steps;
+  const auto make = [this, bytes, c = std::move(convolution)] {
+    return bytes ? make_byte_convolution(*this, c, *bytes_, *lanes_, pool_.size())
+                 : make_convolution(*this, c, *core_, *lanes_, pool_.size());
+  };
+  plan(make, {}, steps, !bytes);
 }
 
 void Program::map(int input, std::vector<Step> steps) {
-  operations_.push_back(make_map(*this, input, std::move(steps), *lanes_));
+  plan([=] { return make_map(*this, input, steps, *lanes_, *bytes_); }, {input}, steps, false);
 }
 
 void Program::pool(int input, int output, int kernel, int stride, int padding) {
-  operations_.push_back(make_pool(*this, input, output, kernel, stride, padding, *lanes_));
+  plan([=] { return make_pool(*this, input, output, kernel, stride, padding, *lanes_); }, {input, output}, {}, false);
 }
 
 void Program::subsample(int input, int output, int stride) {
-  operations_.push_back(make_subsample(*this, input, output, stride));
+  plan([=] { return make_subsample(*this, input, output, stride); }, {input, output}, {}, false);
+}
+
+void Program::choose_layouts() {
+  for (Value& v : values_) v.pixels = !v.is_codes;
+  for (const int v : inputs_) values_[static_cast<std::size_t>(v)].pixels = value(v).geometry.flat() == 1;
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (Planned& operation : planned_) {
+      const auto apart = [&](int v) { return !value(v).pixels; };
+      if (!operation.by_channel && std::none_of(operation.floats.begin(), operation.floats.end(), apart)) continue;
+      operation.by_channel = true;
+      for (const int v : operation.floats) {
+        changed = changed || value(v).pixels;
+        values_[static_cast<std::size_t>(v)].pixels = false;
+      }
+    }
+  }
 }
 
 void Program::finish() {
   if (finished_) return;
+  choose_layouts();
+  for (const Planned& operation : planned_) operations_.push_back(operation.make());
+  planned_.clear();
   finished_ = true;
   const Layout layout = lay_out(*this, operations_);
   std::size_t scratch = 0, shared = 0;
@@ -133,6 +166,10 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
     const Geometry& g = v.geometry;
     const std::size_t plane = static_cast<std::size_t>(g.height) * g.width;
     const float* source = inputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
+    if (v.pixels) {  // one position
+      std::memcpy(worker.pixels(inputs_[i]), source, sizeof(float) * v.channels);
+      continue;
+    }
     for (int c = 0; c < v.channels; ++c)
       for (int y = 0; y < g.height; ++y)
         std::memcpy(worker.floats(inputs_[i], c) + y * g.pitch, source + c * plane + y * g.width,
@@ -154,6 +191,16 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
     const Geometry& g = v.geometry;
     const std::size_t plane = static_cast<std::size_t>(g.height) * g.width;
     float* target = outputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
+    if (v.pixels) {
+      const int wide = channels_wide(v.channels);
+      for (int y = 0; y < g.height; ++y)
+        for (int x = 0; x < g.width; ++x, ++target) {
+          const float* source = worker.pixels(outputs_[i]) + (y * g.pitch + x) * wide;
+          if (plane == 1) std::memcpy(target, source, sizeof(float) * v.channels);
+          for (int c = 0; c < v.channels && plane > 1; ++c) target[c * plane] = source[c];
+        }
+      continue;
+    }
     for (int c = 0; c < v.channels; ++c)
       for (int y = 0; y < g.height; ++y)
         std::memcpy(target + c * plane + y * g.width, worker.floats(outputs_[i], c) + y * g.pitch,
@@ -179,7 +226,7 @@ void Program::read_codes(int index, std::int32_t* numbers) const {
       for (int x = 0; x < g.width; ++x) {
         const std::int64_t at = g.front + y * g.pitch + x;
         int u = 0;
-        if (v.codes.bytes) u = workers_[0]->codes(index, c)[at - g.front];
+        if (v.codes.bytes) u = workers_[0]->codes(index)[(at - g.front) * v.channels + c];
         for (int j = 0; j < v.codes.bits && !v.codes.bytes; ++j)
           u |= static_cast<int>((workers_[0]->plane(index, c, j)[at / 64] >> (at % 64)) & 1) << j;
         *numbers++ = v.codes.step * u + v.codes.low;

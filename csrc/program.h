@@ -3,14 +3,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "bitcore.h"
-#include "bytecore.h"
 #include "lanes.h"
+#include "pixels.h"
 #include "pool.h"
 
 namespace lowbit {
@@ -40,7 +41,7 @@ struct Step {
 };
 
 struct Codes {  // what the codes of a value stand for: n = step·u + low, u = 0 … 2^bits − 1
-  bool bytes = false;  // a byte for each code, or `bits` bit planes
+  bool bytes = false;  // a byte for each code, channels last, or `bits` bit planes
   int bits = 1, low = 0, step = 1;
   int pad = 0;          // the u that stands for 0; where there is none, 0
   bool has_zero = true;  // whether one stands for 0
@@ -49,6 +50,7 @@ struct Codes {  // what the codes of a value stand for: n = step·u + low, u = 0
 
 struct Value {
   bool is_codes = false;
+  bool pixels = false;  // floats: channels last, rounded up to 16, or channel by channel
   int channels = 0;
   Geometry geometry;
   Codes codes;
@@ -86,7 +88,7 @@ class Program {
   void pool(int input, int output, int kernel, int stride, int padding);  // the largest of a window
   void subsample(int input, int output, int stride);  // channels beyond the input's are 0
   void output(int value);
-  void finish();
+  void finish();  // chooses how the floats lie, and makes the operations
 
   // inputs and outputs: contiguous [images][channels][height][width] each, in the order they were declared.
   void run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images);
@@ -108,16 +110,26 @@ class Program {
 
  private:
   friend struct Worker;
+  // An operation to be made: the floats that it touches lie alike, and channel by channel if it cannot do otherwise.
+  struct Planned {
+    std::function<std::unique_ptr<Operation>()> make;
+    std::vector<int> floats;
+    bool by_channel;
+  };
   int add(Value value);
+  void plan(std::function<std::unique_ptr<Operation>()> make, std::vector<int> floats, const std::vector<Step>& steps,
+            bool by_channel);
+  void choose_layouts();
   void run_image(Worker& worker, const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int image,
                  Pool* pool);
 
   const BitCore* core_;
-  const ByteCore* bytes_;
+  const PixelCore* bytes_;
   const LaneOps* lanes_;
   Pool pool_;
   std::vector<Value> values_;
   std::vector<int> inputs_, outputs_;
+  std::vector<Planned> planned_;
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<std::unique_ptr<Worker>> workers_;
   bool finished_ = false, profiling_ = false;

@@ -22,7 +22,7 @@ from lowbit.layers import (
 from lowbit.layers.inspect import QUANT_LAYERS
 
 Kind: TypeAlias = Literal["layer", "norm", "relu", "add", "subsample", "pool", "same"]
-KERNEL_PRODUCT = 4  # weight bits × activation bits up to which bit planes beat bytes
+KERNEL_PRODUCT = 2  # weight bits × activation bits up to which bit planes beat bytes
 LONGEST_COUNT = 2**24  # the counters' range
 LONGEST_BYTES = 2**28 // (255 * 128)  # products of bytes that a sum of 32 bits holds, with room for its offsets
 LONGEST_STRIDE = 16

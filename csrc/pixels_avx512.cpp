@@ -1,0 +1,13 @@
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms in GCC's own immintrin.h
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include "pixels_x86.h"
+
+namespace lowbit {
+
+extern const PixelCore avx512_pixel_core;
+const PixelCore avx512_pixel_core =
+    LOWBIT_PIXEL_CORE("avx512", Chained, false, pack_depthwise_in_order, depthwise_in_order);
+
+}  // namespace lowbit

@@ -1,0 +1,393 @@
+// The functions of a PixelCore over a vector type V; included by one file per instruction set, to which all is local.
+#pragma once
+
+#if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wunused-function"  // of what lanes_impl.h holds
+#endif
+#include "lanes_impl.h"
+#include "pixels.h"
+
+#define LOWBIT_PIXEL_INLINE inline __attribute__((always_inline))
+
+namespace lowbit {
+namespace {
+
+constexpr int lanes_of_core = lanes_wide;
+
+static inline void store(std::int32_t* to, Ints v) { std::memcpy(to, &v, sizeof v); }
+
+static inline std::int32_t quad_at(const std::uint8_t* from) {
+  std::int32_t quad;
+  std::memcpy(&quad, from, sizeof quad);
+  return quad;
+}
+
+// ---- products ----
+
+template <int...>
+struct Counted {};
+template <int N, int... Numbers_>
+struct Count : Count<N - 1, N - 1, Numbers_...> {};
+template <int... Numbers_>
+struct Count<0, Numbers_...> {  // 0, 1, …, N − 1
+  using Numbers = Counted<Numbers_...>;
+};
+
+// Where each pixel's four bytes are: six addresses that stay, and two numbers to add to them. An addition for each pixel
+// would take a slot that a product needs.
+struct Pointers {
+  const std::uint8_t* of[6];
+  std::ptrdiff_t six;
+  LOWBIT_PIXEL_INLINE Pointers(const std::uint8_t* base, std::ptrdiff_t step) : six(6 * step) {
+#pragma GCC unroll 6
+    for (int p = 0; p < 6; ++p) of[p] = base + p * step;
+  }
+  LOWBIT_PIXEL_INLINE const std::uint8_t* at(int p, std::ptrdiff_t offset, std::ptrdiff_t beyond) const {
+    return p < 6 ? of[p] + offset : of[p - 6] + beyond;
+  }
+};
+
+template <class V, int Pixels, int Vectors>
+static void product_tile(const PixelTile& t, bool eight_bits) {
+  using Int = typename V::Int;
+  Int sums[Pixels][Vectors];
+#pragma GCC unroll 16
+  for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) sums[p][v] = V::zero();
+  const Pointers x(t.base, t.step);
+  const std::uint8_t* w = t.weights;
+  const std::int32_t* offsets = t.offsets;
+  const auto some = [&](int quads, auto&& dot) __attribute__((always_inline)) {
+    for (int q = 0; q < quads; ++q, w += Vectors * V::lanes * 4) {
+      typename V::Weights weights[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) weights[v] = V::weights(w + v * V::lanes * 4);
+      const std::ptrdiff_t offset = offsets[q], beyond = offset + x.six;
+#pragma GCC unroll 16
+      for (int p = 0; p < Pixels; ++p) {
+        const auto codes = V::codes(quad_at(x.at(p, offset, beyond)), eight_bits);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) dot(sums[p][v], codes, weights[v]);
+      }
+    }
+    offsets += quads;
+  };
+  if constexpr (V::chained) {
+    // Pairs of products in 16 bits, and a few of those before they are widened, as far as that is exact.
+    int left = t.quads;
+    const int chain = t.chain;
+    if (chain) {
+      while (left) {
+        const int now = left < chain ? left : chain;
+        Int pairs[Pixels][Vectors];
+#pragma GCC unroll 16
+        for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 2
+          for (int v = 0; v < Vectors; ++v) pairs[p][v] = V::zero();
+        for (int q = 0; q < now; ++q, w += Vectors * V::lanes * 4) {
+          const std::ptrdiff_t offset = offsets[q], beyond = offset + x.six;
+#pragma GCC unroll 16
+          for (int p = 0; p < Pixels; ++p) {
+            const Int codes = V::broadcast(quad_at(x.at(p, offset, beyond)));
+#pragma GCC unroll 2
+            for (int v = 0; v < Vectors; ++v)
+              pairs[p][v] = V::add16(pairs[p][v], V::pairs(codes, w + v * V::lanes * 4));
+          }
+        }
+        offsets += now;
+        left -= now;
+#pragma GCC unroll 16
+        for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 2
+          for (int v = 0; v < Vectors; ++v) sums[p][v] = V::add32(sums[p][v], V::widen(pairs[p][v]));
+      }
+    } else {
+      some(left, [](Int& sum, const auto& x, const auto& weight) __attribute__((always_inline)) { V::dot(sum, x, weight); });
+    }
+  } else {
+    some(t.quads, [](Int& sum, const auto& x, const auto& weight) __attribute__((always_inline)) { V::dot(sum, x, weight); });
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) V::store(t.sums + p * t.stride + v * V::lanes, sums[p][v]);
+}
+
+template <class V, int Vectors, int... Less>
+static inline void product_of(const PixelTile& t, bool eight_bits, Counted<Less...>) {
+  static constexpr void (*by_pixels[])(const PixelTile&, bool) = {product_tile<V, Less + 1, Vectors>...};
+  by_pixels[t.pixels - 1](t, eight_bits);
+}
+
+template <class V>
+static void product(const PixelTile& t, bool eight_bits) {
+  if (t.vectors == 2)
+    product_of<V, 2>(t, eight_bits, typename Count<V::most_pixels>::Numbers{});
+  else
+    product_of<V, 1>(t, eight_bits, typename Count<V::most_pixels>::Numbers{});
+}
+
+// ---- a window for each channel ----
+
+static void pack_depthwise_in_order(const std::int8_t* weights, int taps, int channels, std::uint8_t* packed) {
+  std::memcpy(packed, weights, static_cast<std::size_t>(taps) * channels);
+}
+
+static void depthwise_in_order(const DepthwiseTile& t) {
+  constexpr int block = 64;
+  const auto* weights = reinterpret_cast<const std::int8_t*>(t.weights);
+  for (int p = 0; p < t.pixels; ++p)
+    for (int c = 0; c < t.channels; c += block) {
+      std::int32_t sums[block] = {};
+      for (int tap = 0; tap < t.taps; ++tap) {
+        const std::uint8_t* x = t.base + p * t.step + t.offsets[tap] + c;
+        const std::int8_t* w = weights + static_cast<std::ptrdiff_t>(tap) * t.channels + c;
+        for (int i = 0; i < block; ++i) sums[i] += static_cast<std::int32_t>(x[i]) * w[i];
+      }
+      std::memcpy(t.sums + p * t.stride + c, sums, sizeof sums);
+    }
+}
+
+// ---- epilogues ----
+
+static inline Reals factors_of(const BlockStep* step, int c, float none) {
+  if (!step) return all(none);
+  return step->row ? load(step->factors + c) : all(*step->factors);
+}
+
+// As codes_of, for codes that rounding to the nearest gives.
+static inline Ints nearest_codes(Reals y, const Quantizer& q) {
+  const Reals z = smaller(larger(y * q.reciprocal, all(q.low)), all(q.high));
+#if defined(__AVX512F__)
+  return reinterpret_cast<Ints>(_mm512_cvt_roundps_epi32(z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)) -
+         static_cast<std::int32_t>(q.low);
+#else
+  return __builtin_convertvector(nearest(z) - q.low, Ints);
+#endif
+}
+
+static inline void put_codes(Ints codes, std::uint8_t* to, int count) {
+#if defined(__AVX512F__)
+  const auto bytes = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(codes));
+  if (count >= 16)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+  else
+    _mm_mask_storeu_epi8(to, static_cast<__mmask16>((1u << count) - 1), bytes);
+#elif defined(__AVX2__)
+  const auto v = reinterpret_cast<__m256i>(codes);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i bytes = _mm_packus_epi16(words, words);
+  std::uint8_t all_bytes[16];
+  if (count >= 8) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes);
+  } else {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(all_bytes), bytes);
+    for (int i = 0; i < count; ++i) to[i] = all_bytes[i];
+  }
+#else
+  for (int i = 0; i < (count < lanes_wide ? count : lanes_wide); ++i) to[i] = static_cast<std::uint8_t>(codes[i]);
+#endif
+}
+
+template <bool bias, bool other, bool relu, bool store_too, class Source>
+static inline void finish_usual_pixels(const Usual& u, int pixels, int channels, const Source& source) {
+  const bool near = u.quantize && u.quantize->quantizer->rounding == Rounding::nearest;
+  for (int c = 0; c < channels; c += lanes_wide) {
+    const Reals m = factors_of(u.m, c, 1.0f), b = factors_of(u.b, c, -0.0f);
+    const Reals slope = factors_of(u.slope, c, 1.0f), offset = factors_of(u.offset, c, -0.0f);
+    const auto of_channels = source(c);
+    const auto value = [&](int p) __attribute__((always_inline)) {
+      Reals y = of_channels(p) * m;
+      if (bias) y += b;
+      y = y * slope + offset;
+      if (other) y += load(u.other->floats + p * u.other->row + c);
+      if (relu) y = larger(Reals{}, y);
+      if (store_too) std::memcpy(u.store->floats + p * u.store->row + c, &y, sizeof y);
+      return y;
+    };
+    if (!u.quantize) {
+      for (int p = 0; p < pixels; ++p) value(p);
+      continue;
+    }
+    std::uint8_t* to = u.quantize->bytes + c;
+    const Quantizer& q = *u.quantize->quantizer;
+    if (near && channels - c >= lanes_wide)
+      for (int p = 0; p < pixels; ++p, to += u.quantize->row) put_codes(nearest_codes(value(p), q), to, lanes_wide);
+    else
+      for (int p = 0; p < pixels; ++p, to += u.quantize->row) put_codes(codes_of(value(p), q), to, channels - c);
+  }
+}
+
+template <class Source>
+static inline void finish_any_pixels(int pixels, int channels, const BlockStep* steps, int number, const Source& source) {
+  for (int c = 0; c < channels; c += lanes_wide) {
+    const auto of_channels = source(c);
+    for (int p = 0; p < pixels; ++p) {
+      Reals y = of_channels(p);
+      for (const BlockStep* step = steps; step < steps + number; ++step) {
+        switch (step->kind) {
+          case StepKind::multiply: y *= factors_of(step, c, 1.0f); break;
+          case StepKind::add: y += factors_of(step, c, -0.0f); break;
+          case StepKind::add_value: y += load(step->floats + p * step->row + c); break;
+          case StepKind::relu: y = larger(Reals{}, y); break;
+          case StepKind::store: std::memcpy(step->floats + p * step->row + c, &y, sizeof y); break;
+          default: put_codes(codes_of(y, *step->quantizer), step->bytes + p * step->row + c, channels - c);
+        }
+      }
+    }
+  }
+}
+
+template <bool bias, class Source>
+static inline void finish_with(const Usual& u, int pixels, int channels, const Source& source) {
+  switch ((u.other ? 4 : 0) + (u.relu ? 2 : 0) + (u.store ? 1 : 0)) {
+    case 0: return finish_usual_pixels<bias, false, false, false>(u, pixels, channels, source);
+    case 1: return finish_usual_pixels<bias, false, false, true>(u, pixels, channels, source);
+    case 2: return finish_usual_pixels<bias, false, true, false>(u, pixels, channels, source);
+    case 3: return finish_usual_pixels<bias, false, true, true>(u, pixels, channels, source);
+    case 4: return finish_usual_pixels<bias, true, false, false>(u, pixels, channels, source);
+    case 5: return finish_usual_pixels<bias, true, false, true>(u, pixels, channels, source);
+    case 6: return finish_usual_pixels<bias, true, true, false>(u, pixels, channels, source);
+    default: return finish_usual_pixels<bias, true, true, true>(u, pixels, channels, source);
+  }
+}
+
+// source(c)(p) gives a vector of y
+template <class Source>
+static inline void finish_pixels(int pixels, int channels, const BlockStep* steps, int number, const Source& source) {
+  Usual u;
+  if (!usual(steps, number, u)) return finish_any_pixels(pixels, channels, steps, number, source);
+  // Codes that start at 0 clip what a ReLU clips.
+  if (u.relu && !u.store && u.quantize && u.quantize->quantizer->low >= 0 && u.quantize->quantizer->reciprocal > 0)
+    u.relu = false;
+  if (u.b)
+    finish_with<true>(u, pixels, channels, source);
+  else
+    finish_with<false>(u, pixels, channels, source);
+}
+
+static void finish(const std::int32_t* sums, std::ptrdiff_t stride, int pixels, int channels, std::int32_t slope,
+                   const std::int32_t* offsets, const BlockStep* steps, int number) {
+  if (slope == 1)  // the usual case: no product
+    return finish_pixels(pixels, channels, steps, number, [=](int c) {
+      return [from = sums + c, stride, offset = load(offsets + c)](int p) { return real(load(from + p * stride) + offset); };
+    });
+  finish_pixels(pixels, channels, steps, number, [=](int c) {
+    return [from = sums + c, stride, slope, offset = load(offsets + c)](int p) {
+      return real(load(from + p * stride) * slope + offset);
+    };
+  });
+}
+
+static void finish_pixel_floats(const float* y, std::ptrdiff_t stride, int pixels, int channels, const BlockStep* steps,
+                                int number) {
+  finish_pixels(pixels, channels, steps, number,
+                [=](int c) { return [from = y + c, stride](int p) { return load(from + p * stride); }; });
+}
+
+// ---- moving ----
+
+static void pool_rows(const std::int32_t* const* rows, int count, int width, int channels, int kernel, int stride,
+                      int padding, int out_width, const std::int32_t* flip, std::int32_t* out) {
+  for (int x = 0; x < out_width; ++x, out += channels) {
+    int from = x * stride - padding, to = from + kernel;
+    from = from < 0 ? 0 : from;
+    to = to > width ? width : to;
+    for (int c = 0; c < channels; c += lanes_wide) {
+      const Ints flipped = load(flip + c);
+      Ints best = load(rows[0] + static_cast<std::ptrdiff_t>(from) * channels + c) ^ flipped;
+      for (int r = 0; r < count; ++r)
+        for (int i = from; i < to; ++i) {
+          const Ints here = load(rows[r] + static_cast<std::ptrdiff_t>(i) * channels + c) ^ flipped;
+          best = here > best ? here : best;
+        }
+      store(out + c, best ^ flipped);
+    }
+  }
+}
+
+#if defined(__AVX512F__)
+// 16 × 16 numbers, rows r[i] to columns.
+static inline void transpose_block(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+#endif
+
+static void transpose(const std::int32_t* sums, std::ptrdiff_t stride, int pixels, int channels, std::int32_t* out,
+                      std::ptrdiff_t row) {
+#if defined(__AVX512F__)
+  for (int c = 0; c < channels; c += 16)
+    for (int p = 0; p < pixels; p += 16) {
+      __m512i r[16];
+      const int some = pixels - p < 16 ? pixels - p : 16, rows = channels - c < 16 ? channels - c : 16;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        r[i] = _mm512_loadu_si512(sums + static_cast<std::ptrdiff_t>(p + (i < some ? i : 0)) * stride + c);
+      transpose_block(r);
+      const auto mask = static_cast<__mmask16>((1u << some) - 1);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        if (i < rows) _mm512_mask_storeu_epi32(out + (c + i) * row + p, mask, r[i]);
+    }
+#else
+  for (int c = 0; c < channels; ++c)
+    for (int p = 0; p < pixels; ++p) out[c * row + p] = sums[p * stride + c];
+#endif
+}
+
+static void interleave(const std::uint8_t* rows, std::ptrdiff_t stride, int channels, int pixels, std::uint8_t* out) {
+  int x = 0;
+#if defined(__SSSE3__)
+  if (channels == 3) {  // pictures: four bytes a pixel, of which the last is squeezed out
+    const __m128i squeeze = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+    for (; x + 18 <= pixels; x += 16, out += 48) {  // each store writes four bytes too many
+      const auto row = [&](int c) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + c * stride + x)); };
+      const __m128i low01 = _mm_unpacklo_epi8(row(0), row(1)), high01 = _mm_unpackhi_epi8(row(0), row(1));
+      const __m128i low2 = _mm_unpacklo_epi8(row(2), row(2)), high2 = _mm_unpackhi_epi8(row(2), row(2));
+      const auto put = [&](int i, __m128i v) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 12 * i), _mm_shuffle_epi8(v, squeeze));
+      };
+      put(0, _mm_unpacklo_epi16(low01, low2));
+      put(1, _mm_unpackhi_epi16(low01, low2));
+      put(2, _mm_unpacklo_epi16(high01, high2));
+      put(3, _mm_unpackhi_epi16(high01, high2));
+    }
+  }
+#endif
+  for (; x < pixels; ++x, out += channels)
+    for (int c = 0; c < channels; ++c) out[c] = rows[c * stride + x];
+}
+
+}  // namespace
+}  // namespace lowbit
+
+#define LOWBIT_PIXEL_CORE(NAME, V, SIGNED, PACK, DEPTHWISE)                                                        \
+  {                                                                                                               \
+    NAME, lanes_of_core, V::most_pixels, SIGNED, product<V>, PACK, DEPTHWISE, finish, finish_pixel_floats,        \
+        pool_rows, interleave, transpose                                                                                     \
+  }
