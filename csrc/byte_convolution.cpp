@@ -51,48 +51,76 @@ class Windows {
     if (depthwise_) return rounded(c_.out_channels, 64);
     return together() == 1 ? block_ : channels_wide(c_.out_channels) + block_;
   }
-  int most_pixels() const { return core_.most_pixels; }
   std::int32_t slope() const { return in_.codes.step; }
   const std::int32_t* offsets(int channel) const { return offsets_.data() + channel; }
   const std::int32_t* doubled_offsets(int channel) const { return doubled_.data() + channel; }
 
-  void run(Worker& worker, int block, int end, int y, int x, int pixels, std::int32_t* sums,
-           std::ptrdiff_t stride) const {
+  // A piece of a row, or of two: `pixels` from (y, x) on, and as many in the row below or to the right of them.
+  struct Piece {
+    int y, x, pixels, groups;
+    bool below;
+  };
+
+  // sums[g * apart + p * stride + channel − first channel]; `turn` counts the pieces that the same blocks went through.
+  void run(Worker& worker, int block, int end, const Piece& piece, int turn, std::int32_t* sums, std::ptrdiff_t stride,
+           std::ptrdiff_t sums_apart) const {
+    const int x = piece.x, y = piece.y;
     const std::int64_t position = static_cast<std::int64_t>(y) * c_.stride_h * in_.geometry.pitch + x * c_.stride_w;
     const std::uint8_t* base = worker.codes(c_.input) + position * in_.channels;
     const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(c_.stride_w) * in_.channels;
+    const std::ptrdiff_t apart =
+        piece.below ? static_cast<std::ptrdiff_t>(c_.stride_h) * in_.geometry.pitch * in_.channels : piece.pixels * step;
     const auto* weights = static_cast<const std::uint8_t*>(weights_->memory);
     if (depthwise_) {
-      core_.depthwise({base, step, pixels, taps_.data(), static_cast<int>(taps_.size()), weights,
-                       rounded(c_.out_channels, 64), sums, stride});
+      for (int g = 0; g < piece.groups; ++g)
+        core_.depthwise({base + g * apart, step, piece.pixels, taps_.data(), static_cast<int>(taps_.size()), weights,
+                         rounded(c_.out_channels, 64), sums + g * sums_apart, stride});
       return;
     }
     const int from = first_channel(block);
     for (; block < end; ++block) {
       const int group = block / group_blocks(), place = block % group_blocks();
-      const PixelTile tile{base + group * inputs_,
-                           step,
-                           pixels,
-                           taps_.data(),
-                           static_cast<int>(taps_.size()),
-                           weights + static_cast<std::size_t>(group) * group_bytes() +
-                               static_cast<std::size_t>(place) * taps_.size() * block_ * 4,
-                           outputs_ - place * block_ > core_.lanes ? 2 : 1,
-                           chain_,
-                           sums + first_channel(block) - from,
-                           stride};
-      core_.product(tile, in_.codes.bits == 8);
+      const int quads = static_cast<int>(taps_.size()), vectors = outputs_ - place * block_ > core_.lanes ? 2 : 1;
+      const std::uint8_t* w = weights + static_cast<std::size_t>(group) * group_bytes() +
+                              static_cast<std::size_t>(place) * taps_.size() * block_ * 4;
+      // The first turns fetch the next block's weights, each an equal part.
+      const std::size_t size = static_cast<std::size_t>(quads) * vectors * core_.lanes * 4;
+      const bool last = w + 2 * size > weights + static_cast<std::size_t>(c_.groups) * group_bytes();
+      const std::size_t part = static_cast<std::size_t>(turn) * quads * 64;
+      core_.product({base + group * inputs_, step, apart, piece.pixels, piece.groups, taps_.data(), quads, w,
+                     last || part >= size ? w : w + size + part, vectors, chain_, sums + first_channel(block) - from,
+                     stride, sums_apart},
+                    in_.codes.bits == 8);
     }
   }
 
-  // body(x, pixels) for equal pieces of a row
+  // body(x, pixels) for equal parts of a row
   template <class F>
-  void each_tile(int width, F&& body) const {
-    const int pieces = (width + core_.most_pixels - 1) / core_.most_pixels;
-    for (int i = 0; i < pieces; ++i) {
-      const int from = width * i / pieces;
-      body(from, width * (i + 1) / pieces - from);
+  static void each_part(int width, int most, F&& body) {
+    const int parts = (width + most - 1) / most;
+    for (int i = 0; i < parts; ++i) {
+      const int from = static_cast<int>(static_cast<std::int64_t>(width) * i / parts);
+      body(from, static_cast<int>(static_cast<std::int64_t>(width) * (i + 1) / parts) - from);
     }
+  }
+
+  // body(piece) for `width` pixels of one row or two, from (y, left) on
+  template <class F>
+  void each_piece(int y, int rows, int left, int width, F&& body) const {
+    if (rows == 2) {
+      each_part(width, core_.most_pixels, [&](int x, int pixels) { body(Piece{y, left + x, pixels, 2, true}); });
+      return;
+    }
+    each_part(width, 2 * core_.most_pixels, [&](int x, int pixels) {
+      x += left;
+      if (pixels > core_.most_pixels && pixels % 2) {
+        body(Piece{y, x, core_.most_pixels, 1, false});
+        body(Piece{y, x + core_.most_pixels, pixels - core_.most_pixels, 1, false});
+      } else {
+        const int groups = pixels % 2 ? 1 : 2;
+        body(Piece{y, x, pixels / groups, groups, false});
+      }
+    });
   }
 
   std::string describe() const { return describe_convolution(c_, in_, out_) + ", " + core_.name; }
@@ -285,20 +313,28 @@ class ByteConv final : public ByteOperation {
       const int first = windows_.first_channel(block), last = windows_.end_channel(end);
       const int band = item % bands_, bottom = out_.height * (band + 1) / bands_;
       Delivery deliver(*this, context.data, first, last);
-      for (int y = out_.height * band / bands_; y < bottom; ++y)
-        windows_.each_tile(out_.width, [&](int x, int pixels) {
-          windows_.run(context.data, block, end, y, x, pixels, sums, windows_.stride());
-          deliver(y, x, pixels, sums, windows_.stride());
+      int turn = 0;
+      for (int y = out_.height * band / bands_, rows; y < bottom; y += rows) {
+        rows = std::min(2, bottom - y);
+        windows_.each_part(out_.width, most_at_once, [&](int left, int width) {
+          const std::ptrdiff_t stride = windows_.stride(), below = width * stride;
+          windows_.each_piece(y, rows, left, width, [&](const Windows::Piece& piece) {
+            windows_.run(context.data, block, end, piece, turn++, sums + (piece.x - left) * stride, stride,
+                         piece.below ? below : piece.pixels * stride);
+          });
+          for (int row = 0; row < rows; ++row) deliver(y + row, left, width, sums + row * below, stride);
         });
+      }
     });
     complete(context);
   }
 
   std::size_t scratch() const override {
-    return up64(4 * (static_cast<std::size_t>(windows_.most_pixels()) * windows_.stride() + 64));
+    return up64(4 * (2 * static_cast<std::size_t>(std::min(most_at_once, out_.width)) * windows_.stride() + 64));
   }
 
  private:
+  static constexpr int most_at_once = 56;  // pixels of a row whose sums wait for the steps
   const int sets_;
   int bands_ = 1;
 };
@@ -334,6 +370,9 @@ class PooledByteConv final : public ByteOperation {
 
  private:
   int wide() const { return channels_wide(c_.out_channels); }
+  std::int32_t* of_row(std::int32_t* sums, int row) const {
+    return sums + row_size() * static_cast<std::size_t>(row % c_.pool_kernel);
+  }
   std::size_t row_size() const { return static_cast<std::size_t>(c_.inner.width) * wide() + 64; }
 
   void pool(Worker& worker, int top, int bottom, char* scratch) const {
@@ -344,17 +383,22 @@ class PooledByteConv final : public ByteOperation {
     for (int y = top; y < bottom; ++y) {
       const int from = std::max(y * c_.pool_stride - c_.pool_padding, 0);
       const int to = std::min(y * c_.pool_stride - c_.pool_padding + c_.pool_kernel, c_.inner.height);
-      for (done = std::max(done, from); done < to; ++done) {
-        std::int32_t* row = sums + row_size() * static_cast<std::size_t>(done % c_.pool_kernel);
-        windows_.each_tile(c_.inner.width, [&](int x, int pixels) {
+      done = std::max(done, from);
+      for (int rows; done < to; done += rows) {
+        rows = std::min(2, to - done);
+        std::int32_t *row = of_row(sums, done), *below = of_row(sums, done + 1);
+        int turn = 0;
+        windows_.each_piece(done, rows, 0, c_.inner.width, [&](const Windows::Piece& piece) {
           for (int block = 0; block < windows_.blocks(); ++block)
-            windows_.run(worker, block, block + 1, done, x, pixels,
-                         row + static_cast<std::ptrdiff_t>(x) * wide() + windows_.first_channel(block), wide());
+            windows_.run(worker, block, block + 1, piece, turn,
+                         row + static_cast<std::ptrdiff_t>(piece.x) * wide() + windows_.first_channel(block), wide(),
+                         piece.below ? below - row : piece.pixels * static_cast<std::ptrdiff_t>(wide()));
+          ++turn;
         });
       }
       // Rows of a window follow each other in the ring, from its start again.
       const std::int32_t* rows[most_rows];
-      for (int i = from; i < to; ++i) rows[i - from] = sums + row_size() * static_cast<std::size_t>(i % c_.pool_kernel);
+      for (int i = from; i < to; ++i) rows[i - from] = of_row(sums, i);
       core_.pool(rows, to - from, c_.inner.width, wide(), c_.pool_kernel, c_.pool_stride, c_.pool_padding, out_.width,
                  flip_.data(), largest);
       deliver(y, 0, out_.width, largest, wide());

@@ -11,7 +11,7 @@ namespace {
 struct Neon {
   using Int = int32x4_t;
   using Weights = int8x16_t;
-  static constexpr int lanes = 4, most_pixels = 12;
+  static constexpr int lanes = 4, most_pixels = 6;
   static constexpr bool chained = false;
   static Int zero() { return vdupq_n_s32(0); }
   static void store(void* p, Int x) { vst1q_s32(static_cast<std::int32_t*>(p), x); }

@@ -9,19 +9,20 @@
 
 namespace lowbit {
 
-// Sums of a few neighbouring pixels for one or two vectors of output channels:
-//   sums[p * stride + c] = Σ_q Σ_i u[p·step + offsets[q] + i] · w[q][c][i],   i < 4.
+// Sums of one or two groups of neighbouring pixels, for one or two vectors of output channels:
+//   sums[g * sums_apart + p * stride + c] = Σ_q Σ_i u[g·apart + p·step + offsets[q] + i] · w[q][c][i],   i < 4.
 struct PixelTile {
   const std::uint8_t* base;      // the first pixel's window
-  std::ptrdiff_t step;           // from a pixel's window to the next one's
-  int pixels;                    // 1 … most_pixels
+  std::ptrdiff_t step, apart;    // from a pixel's window to the next one's, and to that in the other group
+  int pixels, groups;            // pixels of a group: 1 … most_pixels
   const std::int32_t* offsets;
   int quads;
   const std::uint8_t* weights;   // [quads][vectors][lanes][4] signed bytes
+  const std::uint8_t* next;      // what is read of the weights after these: 64 bytes a quad are fetched
   int vectors;                   // 1 or 2
   int chain;                     // how many quads 16 bits hold the sums of: see `chain_of`
   std::int32_t* sums;
-  std::ptrdiff_t stride;
+  std::ptrdiff_t stride, sums_apart;
 };
 
 // Channels each of which has a window of its own.
@@ -40,7 +41,7 @@ struct DepthwiseTile {
 struct PixelCore {
   const char* name;      // "avx512vnni", "avx512", "avx2", "neondot", "neon", "portable"
   int lanes;             // channels of a vector
-  int most_pixels;       // of a tile
+  int most_pixels;       // of a group
   bool signed_inputs;    // multiplies u − 128 in the place of u, if u has 8 bits
   void (*product)(const PixelTile& tile, bool eight_bits);
 

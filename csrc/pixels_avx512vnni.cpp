@@ -13,7 +13,7 @@ namespace {
 struct Vnni {
   using Int = __m512i;
   using Weights = __m512i;
-  static constexpr int lanes = 16, most_pixels = 12;
+  static constexpr int lanes = 16, most_pixels = 7;
   static constexpr bool chained = false;
   static Int zero() { return _mm512_setzero_si512(); }
   static void store(void* p, Int x) { _mm512_storeu_si512(p, x); }

@@ -33,99 +33,79 @@ struct Count<0, Numbers_...> {  // 0, 1, …, N − 1
   using Numbers = Counted<Numbers_...>;
 };
 
-// Where each pixel's four bytes are: six addresses that stay, and two numbers to add to them. An addition for each pixel
-// would take a slot that a product needs.
-struct Pointers {
-  const std::uint8_t* of[6];
-  std::ptrdiff_t six;
-  LOWBIT_PIXEL_INLINE Pointers(const std::uint8_t* base, std::ptrdiff_t step) : six(6 * step) {
-#pragma GCC unroll 6
-    for (int p = 0; p < 6; ++p) of[p] = base + p * step;
-  }
-  LOWBIT_PIXEL_INLINE const std::uint8_t* at(int p, std::ptrdiff_t offset, std::ptrdiff_t beyond) const {
-    return p < 6 ? of[p] + offset : of[p - 6] + beyond;
-  }
-};
-
-template <class V, int Pixels, int Vectors>
+template <class V, int Pixels, int Groups, int Vectors>
 static void product_tile(const PixelTile& t, bool eight_bits) {
   using Int = typename V::Int;
-  Int sums[Pixels][Vectors];
+  // An address for each pixel of a group, and two numbers to add to it: more additions would take the products' slots.
+  const std::uint8_t* x[Pixels];
 #pragma GCC unroll 16
-  for (int p = 0; p < Pixels; ++p)
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) sums[p][v] = V::zero();
-  const Pointers x(t.base, t.step);
+  for (int p = 0; p < Pixels; ++p) x[p] = t.base + p * t.step;
+  const std::ptrdiff_t apart = t.apart;
   const std::uint8_t* w = t.weights;
+  const std::uint8_t* next = t.next;
   const std::int32_t* offsets = t.offsets;
-  const auto some = [&](int quads, auto&& dot) __attribute__((always_inline)) {
-    for (int q = 0; q < quads; ++q, w += Vectors * V::lanes * 4) {
-      typename V::Weights weights[Vectors];
+  constexpr int width = Vectors * V::lanes * 4;
+  Int sums[Groups][Pixels][Vectors];
+  const auto every = [&](auto&& body) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) weights[v] = V::weights(w + v * V::lanes * 4);
-      const std::ptrdiff_t offset = offsets[q], beyond = offset + x.six;
+    for (int g = 0; g < Groups; ++g)
 #pragma GCC unroll 16
-      for (int p = 0; p < Pixels; ++p) {
-        const auto codes = V::codes(quad_at(x.at(p, offset, beyond)), eight_bits);
+      for (int p = 0; p < Pixels; ++p)
 #pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) dot(sums[p][v], codes, weights[v]);
-      }
-    }
-    offsets += quads;
+        for (int v = 0; v < Vectors; ++v) body(g, p, v);
   };
-  if constexpr (V::chained) {
-    // Pairs of products in 16 bits, and a few of those before they are widened, as far as that is exact.
-    int left = t.quads;
-    const int chain = t.chain;
-    if (chain) {
-      while (left) {
-        const int now = left < chain ? left : chain;
-        Int pairs[Pixels][Vectors];
-#pragma GCC unroll 16
-        for (int p = 0; p < Pixels; ++p)
-#pragma GCC unroll 2
-          for (int v = 0; v < Vectors; ++v) pairs[p][v] = V::zero();
-        for (int q = 0; q < now; ++q, w += Vectors * V::lanes * 4) {
-          const std::ptrdiff_t offset = offsets[q], beyond = offset + x.six;
-#pragma GCC unroll 16
-          for (int p = 0; p < Pixels; ++p) {
-            const Int codes = V::broadcast(quad_at(x.at(p, offset, beyond)));
-#pragma GCC unroll 2
-            for (int v = 0; v < Vectors; ++v)
-              pairs[p][v] = V::add16(pairs[p][v], V::pairs(codes, w + v * V::lanes * 4));
-          }
+  every([&](int g, int p, int v) __attribute__((always_inline)) { sums[g][p][v] = V::zero(); });
+
+  if (V::chained && t.chain) {
+    if constexpr (V::chained) {  // pairs of products in 16 bits, and as many of those as is exact, then widened
+      for (int left = t.quads; left;) {
+        const int now = left < t.chain ? left : t.chain;
+        Int pairs[Groups][Pixels][Vectors];
+        every([&](int g, int p, int v) __attribute__((always_inline)) { pairs[g][p][v] = V::zero(); });
+        for (int q = 0; q < now; ++q, w += width) {
+          const std::ptrdiff_t offset[2] = {offsets[q], offsets[q] + apart};
+          every([&](int g, int p, int v) __attribute__((always_inline)) {
+            const Int codes = V::broadcast(quad_at(x[p] + offset[g]));
+            pairs[g][p][v] = V::add16(pairs[g][p][v], V::pairs(codes, w + v * V::lanes * 4));
+          });
         }
         offsets += now;
         left -= now;
-#pragma GCC unroll 16
-        for (int p = 0; p < Pixels; ++p)
-#pragma GCC unroll 2
-          for (int v = 0; v < Vectors; ++v) sums[p][v] = V::add32(sums[p][v], V::widen(pairs[p][v]));
+        every([&](int g, int p, int v) __attribute__((always_inline)) {
+          sums[g][p][v] = V::add32(sums[g][p][v], V::widen(pairs[g][p][v]));
+        });
       }
-    } else {
-      some(left, [](Int& sum, const auto& x, const auto& weight) __attribute__((always_inline)) { V::dot(sum, x, weight); });
     }
   } else {
-    some(t.quads, [](Int& sum, const auto& x, const auto& weight) __attribute__((always_inline)) { V::dot(sum, x, weight); });
-  }
-#pragma GCC unroll 16
-  for (int p = 0; p < Pixels; ++p)
+    for (int q = 0; q < t.quads; ++q, w += width, next += 64) {
+      const std::ptrdiff_t offset[2] = {offsets[q], offsets[q] + apart};
+      typename V::Weights weights[Vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) V::store(t.sums + p * t.stride + v * V::lanes, sums[p][v]);
+      for (int v = 0; v < Vectors; ++v) weights[v] = V::weights(w + v * V::lanes * 4);
+      __builtin_prefetch(next, 0, 2);
+      every([&](int g, int p, int v) __attribute__((always_inline)) {
+        V::dot(sums[g][p][v], V::codes(quad_at(x[p] + offset[g]), eight_bits), weights[v]);
+      });
+    }
+  }
+  every([&](int g, int p, int v) __attribute__((always_inline)) {
+    V::store(t.sums + g * t.sums_apart + p * t.stride + v * V::lanes, sums[g][p][v]);
+  });
 }
 
-template <class V, int Vectors, int... Less>
+template <class V, int Groups, int Vectors, int... Less>
 static inline void product_of(const PixelTile& t, bool eight_bits, Counted<Less...>) {
-  static constexpr void (*by_pixels[])(const PixelTile&, bool) = {product_tile<V, Less + 1, Vectors>...};
+  static constexpr void (*by_pixels[])(const PixelTile&, bool) = {product_tile<V, Less + 1, Groups, Vectors>...};
   by_pixels[t.pixels - 1](t, eight_bits);
 }
 
 template <class V>
 static void product(const PixelTile& t, bool eight_bits) {
-  if (t.vectors == 2)
-    product_of<V, 2>(t, eight_bits, typename Count<V::most_pixels>::Numbers{});
+  typename Count<V::most_pixels>::Numbers numbers{};
+  if (t.groups == 2)
+    t.vectors == 2 ? product_of<V, 2, 2>(t, eight_bits, numbers) : product_of<V, 2, 1>(t, eight_bits, numbers);
   else
-    product_of<V, 1>(t, eight_bits, typename Count<V::most_pixels>::Numbers{});
+    t.vectors == 2 ? product_of<V, 1, 2>(t, eight_bits, numbers) : product_of<V, 1, 1>(t, eight_bits, numbers);
 }
 
 // ---- a window for each channel ----
@@ -197,13 +177,17 @@ static inline void finish_usual_pixels(const Usual& u, int pixels, int channels,
     const Reals m = factors_of(u.m, c, 1.0f), b = factors_of(u.b, c, -0.0f);
     const Reals slope = factors_of(u.slope, c, 1.0f), offset = factors_of(u.offset, c, -0.0f);
     const auto of_channels = source(c);
-    const auto value = [&](int p) __attribute__((always_inline)) {
+    // Copies: what is written might alter what the steps refer to.
+    const float* added = other ? u.other->floats + c : nullptr;
+    float* stored = store_too ? u.store->floats + c : nullptr;
+    const std::ptrdiff_t added_row = other ? u.other->row : 0, stored_row = store_too ? u.store->row : 0;
+    const auto value = [=](int p) __attribute__((always_inline)) {
       Reals y = of_channels(p) * m;
       if (bias) y += b;
       y = y * slope + offset;
-      if (other) y += load(u.other->floats + p * u.other->row + c);
+      if (other) y += load(added + p * added_row);
       if (relu) y = larger(Reals{}, y);
-      if (store_too) std::memcpy(u.store->floats + p * u.store->row + c, &y, sizeof y);
+      if (store_too) std::memcpy(stored + p * stored_row, &y, sizeof y);
       return y;
     };
     if (!u.quantize) {
@@ -211,11 +195,12 @@ static inline void finish_usual_pixels(const Usual& u, int pixels, int channels,
       continue;
     }
     std::uint8_t* to = u.quantize->bytes + c;
-    const Quantizer& q = *u.quantize->quantizer;
+    const std::ptrdiff_t row = u.quantize->row;
+    const Quantizer q = *u.quantize->quantizer;
     if (near && channels - c >= lanes_wide)
-      for (int p = 0; p < pixels; ++p, to += u.quantize->row) put_codes(nearest_codes(value(p), q), to, lanes_wide);
+      for (int p = 0; p < pixels; ++p, to += row) put_codes(nearest_codes(value(p), q), to, lanes_wide);
     else
-      for (int p = 0; p < pixels; ++p, to += u.quantize->row) put_codes(codes_of(value(p), q), to, channels - c);
+      for (int p = 0; p < pixels; ++p, to += row) put_codes(codes_of(value(p), q), to, channels - c);
   }
 }
 

@@ -6,7 +6,7 @@ namespace {
 struct Plain {
   using Int = Ints;
   using Weights = const std::uint8_t*;
-  static constexpr int lanes = lanes_wide, most_pixels = 4;
+  static constexpr int lanes = lanes_wide, most_pixels = 2;
   static constexpr bool chained = false;
   static Int zero() { return Int{}; }
   static void store(void* p, Int x) { std::memcpy(p, &x, sizeof x); }

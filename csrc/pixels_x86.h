@@ -13,7 +13,7 @@ namespace {
 #if defined(__AVX512BW__)
 struct Pairs16 {
   using Int = __m512i;
-  static constexpr int lanes = 16, most_pixels = 6;
+  static constexpr int lanes = 16, most_pixels = 3;
   static Int zero() { return _mm512_setzero_si512(); }
   static void store(void* p, Int x) { _mm512_storeu_si512(p, x); }
   static Int load(const void* p) { return _mm512_loadu_si512(p); }
@@ -31,7 +31,7 @@ struct Pairs16 {
 #else
 struct Pairs16 {
   using Int = __m256i;
-  static constexpr int lanes = 8, most_pixels = 3;
+  static constexpr int lanes = 8, most_pixels = 2;
   static Int zero() { return _mm256_setzero_si256(); }
   static void store(void* p, Int x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
   static Int load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
