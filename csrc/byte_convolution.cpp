@@ -41,7 +41,7 @@ class Windows {
   int blocks() const { return depthwise_ ? 1 : c_.groups * group_blocks(); }
   int together() const { return c_.groups == 1 ? 1 : blocks(); }
   int first_channel(int block) const {
-    return depthwise_ ? 0 : block / group_blocks() * outputs_ + block % group_blocks() * block_;
+    return depthwise_ ? 0 : places_[static_cast<std::size_t>(block)].channel;
   }
   int end_channel(int block) const {  // of the block before
     return block == blocks() ? c_.out_channels : first_channel(block);
@@ -70,26 +70,20 @@ class Windows {
     const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(c_.stride_w) * in_.channels;
     const std::ptrdiff_t apart =
         piece.below ? static_cast<std::ptrdiff_t>(c_.stride_h) * in_.geometry.pitch * in_.channels : piece.pixels * step;
-    const auto* weights = static_cast<const std::uint8_t*>(weights_->memory);
     if (depthwise_) {
+      const auto* weights = static_cast<const std::uint8_t*>(weights_->memory);
       for (int g = 0; g < piece.groups; ++g)
         core_.depthwise({base + g * apart, step, piece.pixels, taps_.data(), static_cast<int>(taps_.size()), weights,
                          rounded(c_.out_channels, 64), sums + g * sums_apart, stride});
       return;
     }
-    const int from = first_channel(block);
-    for (; block < end; ++block) {
-      const int group = block / group_blocks(), place = block % group_blocks();
-      const int quads = static_cast<int>(taps_.size()), vectors = outputs_ - place * block_ > core_.lanes ? 2 : 1;
-      const std::uint8_t* w = weights + static_cast<std::size_t>(group) * group_bytes() +
-                              static_cast<std::size_t>(place) * taps_.size() * block_ * 4;
+    const int from = first_channel(block), quads = static_cast<int>(taps_.size());
+    for (const Place* place = &places_[static_cast<std::size_t>(block)]; block < end; ++block, ++place) {
       // The first turns fetch the next block's weights, each an equal part.
-      const std::size_t size = static_cast<std::size_t>(quads) * vectors * core_.lanes * 4;
-      const bool last = w + 2 * size > weights + static_cast<std::size_t>(c_.groups) * group_bytes();
       const std::size_t part = static_cast<std::size_t>(turn) * quads * 64;
-      core_.product({base + group * inputs_, step, apart, piece.pixels, piece.groups, taps_.data(), quads, w,
-                     last || part >= size ? w : w + size + part, vectors, chain_, sums + first_channel(block) - from,
-                     stride, sums_apart},
+      core_.product({base + place->input, step, apart, piece.pixels, piece.groups, taps_.data(), quads, place->weights,
+                     part < place->behind ? place->weights + place->size + part : place->weights, place->vectors, chain_,
+                     sums + place->channel - from, stride, sums_apart},
                     in_.codes.bits == 8);
     }
   }
@@ -167,6 +161,15 @@ class Windows {
           all[(static_cast<std::size_t>(m) * taps_.size() + q) * 4 + i] = n;
         }
     }
+    const auto* weights = static_cast<const std::uint8_t*>(weights_->memory);
+    for (int block = 0; block < blocks(); ++block) {
+      const int group = block / group_blocks(), row = block % group_blocks() * block_;
+      const int vectors = outputs_ - row > core_.lanes ? 2 : 1;
+      const std::size_t size = taps_.size() * vectors * core_.lanes * 4;
+      if (block) places_.back().behind = size;
+      places_.push_back({weights, size, 0, group * outputs_ + row, vectors, group * inputs_});
+      weights += size;
+    }
     chain_ = chain_of(all.data(), static_cast<std::size_t>(c_.out_channels), taps_.size() * 4, (1 << in_.codes.bits) - 1);
   }
 
@@ -207,6 +210,12 @@ class Windows {
   const bool depthwise_;
   int chain_ = 0;
   std::vector<std::int32_t> taps_;  // where each group of four bytes, or each tap of a channel, lies in a window
+  struct Place {  // a block of output channels
+    const std::uint8_t* weights;
+    std::size_t size, behind;  // of its weights, and of the next block's
+    int channel, vectors, input;  // the first output channel, and the first input
+  };
+  std::vector<Place> places_;
   std::unique_ptr<Aligned> weights_;
   std::vector<std::int32_t> offsets_, doubled_;
 };
@@ -224,7 +233,7 @@ class ByteOperation : public Operation {
         by_channel_(!steps_.in_pixels()) {}
 
   std::size_t shared() const override {
-    return by_channel_ ? 4 * static_cast<std::size_t>(c_.out_channels) * out_.floats() : 0;
+    return by_channel_ ? 4 * static_cast<std::size_t>(c_.out_channels) * row_size() : 0;
   }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
@@ -251,7 +260,7 @@ class ByteOperation : public Operation {
       const ByteOperation& o = operation_;
       const std::int64_t position = static_cast<std::int64_t>(y) * o.out_.pitch + x;
       if (o.by_channel_) {
-        o.core_.transpose(sums, stride, pixels, end_ - first_, row_ + position, o.out_.floats());
+        o.core_.transpose(sums, stride, pixels, end_ - first_, row_ + position, o.row_size());
         return;
       }
       for (int i = 0; i < number_; ++i) {
@@ -279,7 +288,7 @@ class ByteOperation : public Operation {
       const int first = item * chunk, count = std::min(chunk, c_.out_channels - first);
       BlockStep steps[most_steps];
       const int number = steps_.resolve(context.data, first, 0, steps);
-      lanes_.finish_counts(row(context.data, first), out_.floats(), 2 * windows_.slope(), windows_.doubled_offsets(first),
+      lanes_.finish_counts(row(context.data, first), row_size(), 2 * windows_.slope(), windows_.doubled_offsets(first),
                            nullptr, count, out_.groups(), steps, number);
     });
   }
@@ -292,8 +301,10 @@ class ByteOperation : public Operation {
 
  private:
   std::int32_t* row(Worker& worker, int channel) const {
-    return static_cast<std::int32_t*>(worker.shared.memory) + static_cast<std::int64_t>(channel) * out_.floats();
+    return static_cast<std::int32_t*>(worker.shared.memory) + channel * row_size();
   }
+  // An odd number of cache lines: the same position of all channels must not fall into the same few places of a cache.
+  std::int64_t row_size() const { return out_.floats() + (out_.groups() % 2 ? 32 : 16); }
 
   const Steps steps_;
   const bool by_channel_;
@@ -352,7 +363,10 @@ class PooledByteConv final : public ByteOperation {
         2 * c_.pool_padding > c_.pool_kernel || c_.pool_kernel > most_rows || c_.falling.size() != static_cast<std::size_t>(c_.out_channels))
       throw std::invalid_argument("the pooled convolution's shapes do not fit each other");
     flip_.assign(static_cast<std::size_t>(wide()), 0);
-    for (int m = 0; m < c_.out_channels; ++m) flip_[static_cast<std::size_t>(m)] = c_.falling[static_cast<std::size_t>(m)] ? -1 : 0;
+    for (std::size_t m = 0; m < c_.falling.size(); ++m) {
+      flip_[m] = c_.falling[m] ? -1 : 0;
+      falls_ = falls_ || c_.falling[m];
+    }
     if (threads > 1) bands_ = std::min(out_.height, 2 * threads);
   }
 
@@ -364,20 +378,21 @@ class PooledByteConv final : public ByteOperation {
   }
 
   std::size_t scratch() const override {
-    return up64(4 * (row_size() * static_cast<std::size_t>(c_.pool_kernel) + static_cast<std::size_t>(out_.width) * wide() +
-                     64));
+    return up64(4 * (inner_size() * static_cast<std::size_t>(c_.pool_kernel + 1) +
+                     static_cast<std::size_t>(out_.width) * wide() + 64));
   }
 
  private:
   int wide() const { return channels_wide(c_.out_channels); }
   std::int32_t* of_row(std::int32_t* sums, int row) const {
-    return sums + row_size() * static_cast<std::size_t>(row % c_.pool_kernel);
+    return sums + inner_size() * static_cast<std::size_t>(row % c_.pool_kernel);
   }
-  std::size_t row_size() const { return static_cast<std::size_t>(c_.inner.width) * wide() + 64; }
+  std::size_t inner_size() const { return static_cast<std::size_t>(c_.inner.width) * wide() + 64; }
 
   void pool(Worker& worker, int top, int bottom, char* scratch) const {
     auto* sums = reinterpret_cast<std::int32_t*>(scratch);  // as many rows as a window has, by number modulo those
-    std::int32_t* largest = sums + row_size() * static_cast<std::size_t>(c_.pool_kernel);
+    std::int32_t* column = sums + inner_size() * static_cast<std::size_t>(c_.pool_kernel);
+    std::int32_t* largest = column + inner_size();
     Delivery deliver(*this, worker, 0, c_.out_channels);
     int done = 0;
     for (int y = top; y < bottom; ++y) {
@@ -400,13 +415,14 @@ class PooledByteConv final : public ByteOperation {
       const std::int32_t* rows[most_rows];
       for (int i = from; i < to; ++i) rows[i - from] = of_row(sums, i);
       core_.pool(rows, to - from, c_.inner.width, wide(), c_.pool_kernel, c_.pool_stride, c_.pool_padding, out_.width,
-                 flip_.data(), largest);
+                 falls_ ? flip_.data() : nullptr, column, largest);
       deliver(y, 0, out_.width, largest, wide());
     }
   }
 
   static constexpr int most_rows = 64;
   std::vector<std::int32_t> flip_;
+  bool falls_ = false;  // any channel
   int bands_ = 1;
 };
 

@@ -13,7 +13,7 @@ std::size_t size_of(const Value& value) {
   const Geometry& g = value.geometry;
   const auto channels = static_cast<std::size_t>(value.channels);
   std::size_t bytes = channels * g.words * 8 * static_cast<std::size_t>(value.codes.bits);
-  if (!value.is_codes) bytes = sizeof(float) * (value.pixels ? channels_wide(value.channels) * g.flat() : channels * g.floats());
+  if (!value.is_codes) bytes = sizeof(float) * (value.pixels ? channels_wide(value.channels) * g.flat() : channels * g.floats() + 16);
   if (value.is_codes && value.codes.bytes) bytes = channels * g.words * 64 + 128;  // vectors may read beyond the last
   return (bytes + 63) / 64 * 64;
 }
@@ -30,7 +30,8 @@ class Map final : public Operation {
   void run(Context& context) override {
     const Value& v = program_.value(input_);
     if (v.pixels) return run_pixels(context);
-    if (few_channels()) return run_rows(context);
+    if (few_channels()) return run_picture(context);
+    if (steps_.in_pixels()) return run_transposed(context);
     const int groups = v.geometry.groups();
     context.each(v.channels, [&](int c, char*) {
       BlockStep steps[most_steps];
@@ -39,7 +40,9 @@ class Map final : public Operation {
     });
   }
   std::size_t scratch() const override {
-    return few_channels() ? (widest_few + 1) * row_size() : 0;
+    const Value& v = program_.value(input_);
+    if (few_channels()) return widest_few * band_size() + 64;
+    return sizeof(float) * static_cast<std::size_t>(rounded(v.geometry.width, 16)) * channels_wide(v.channels);
   }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
@@ -47,34 +50,60 @@ class Map final : public Operation {
     return all;
   }
   std::vector<int> writes() const override { return steps_.writes(); }
+  bool reads_given(int value) const override { return value == input_ && few_channels(); }
   std::string describe() const override { return "map " + std::to_string(input_) + steps_.describe(); }
 
  private:
-  static constexpr int widest_few = 4;
+  static constexpr int widest_few = 4, rows_at_once = 8;
 
-  std::size_t row_size() const { return static_cast<std::size_t>(program_.value(input_).geometry.width + 127) / 64 * 64; }
-
-  // A picture and its codes, which lie channel by channel and channels last.
-  bool few_channels() const {
-    return program_.value(input_).channels <= widest_few && steps_.only_bytes();
+  static int rounded(int number, int unit) { return (number + unit - 1) / unit * unit; }
+  std::size_t band_size() const {
+    return static_cast<std::size_t>(rounded(rows_at_once * program_.value(input_).geometry.width + 64, 64));
   }
 
-  void run_rows(Context& context) {
+  // A picture that the caller gives: it is read where it is, and not copied first.
+  bool few_channels() const {
+    const auto& inputs = program_.inputs();
+    return program_.value(input_).channels <= widest_few && steps_.only_bytes() &&
+           std::find(inputs.begin(), inputs.end(), input_) != inputs.end();
+  }
+
+  void run_picture(Context& context) {
     const Value& v = program_.value(input_);
-    const auto size = static_cast<std::ptrdiff_t>(row_size());
-    context.each(v.geometry.height, [&](int y, char* scratch) {
-      auto* rows = reinterpret_cast<std::uint8_t*>(scratch);
-      const std::int64_t position = y * v.geometry.pitch;
+    const Geometry& g = v.geometry;
+    const auto size = static_cast<std::ptrdiff_t>(band_size());
+    const float* picture = context.data.given[static_cast<std::size_t>(input_)];
+    context.each((g.height + rows_at_once - 1) / rows_at_once, [&](int band, char* scratch) {
+      auto* bytes = reinterpret_cast<std::uint8_t*>(scratch);
+      const int top = band * rows_at_once, rows = std::min(rows_at_once, g.height - top);
       BlockStep steps[most_steps];
-      const int number = steps_.resolve_pixels(context.data, 0, position, steps);
+      const int number = steps_.resolve_pixels(context.data, 0, top * g.pitch, steps);
       for (int i = 0; i < number; ++i) {
         BlockStep step = steps[i];
         for (int c = 0; c < v.channels; ++c) {
-          step.bytes = rows + c * size;
-          core_.finish_floats(context.data.floats(input_, c) + position, 0, 1, v.geometry.width, &step, 1);
+          step.bytes = bytes + c * size;
+          const float* from = picture + (static_cast<std::int64_t>(c) * g.height + top) * g.width;
+          core_.finish_floats(from, 0, 1, rows * g.width, &step, 1);
         }
-        core_.interleave(rows, size, v.channels, v.geometry.width, steps[i].bytes);
+        for (int y = 0; y < rows; ++y)
+          core_.interleave(bytes + y * g.width, size, v.channels, g.width, steps[i].bytes + y * g.pitch * v.channels);
       }
+    });
+  }
+
+  // From channel by channel to channels last.
+  void run_transposed(Context& context) {
+    const Value& v = program_.value(input_);
+    const Geometry& g = v.geometry;
+    const int wide = channels_wide(v.channels);
+    context.each(g.height, [&](int y, char* scratch) {
+      const std::int64_t position = y * g.pitch;
+      auto* row = reinterpret_cast<std::int32_t*>(scratch);
+      core_.transpose(reinterpret_cast<const std::int32_t*>(context.data.floats(input_, 0) + position), g.floats(),
+                      v.channels, g.width, row, wide);
+      BlockStep steps[most_steps];
+      const int number = steps_.resolve_pixels(context.data, 0, position, steps);
+      core_.finish_floats(reinterpret_cast<const float*>(row), wide, g.width, v.channels, steps, number);
     });
   }
 
@@ -219,7 +248,12 @@ class Subsample final : public Operation {
 }  // namespace
 
 Worker::Worker(const Program& program, const Layout& layout, std::size_t scratch_bytes, std::size_t shared_bytes)
-    : program(program), layout(layout), values(layout.bytes), scratch(scratch_bytes), shared(shared_bytes) {
+    : program(program),
+      layout(layout),
+      values(layout.bytes),
+      scratch(scratch_bytes),
+      shared(shared_bytes),
+      given(static_cast<std::size_t>(program.value_count()), nullptr) {
   for (std::size_t i = 0; i < layout.offsets.size(); ++i) {
     const Value& v = program.value(static_cast<int>(i));
     if (!v.is_codes || !v.codes.pad) continue;

@@ -59,6 +59,7 @@ struct Worker {
   const Program& program;
   const Layout layout;
   Aligned values, scratch, shared;
+  std::vector<const float*> given;  // by value: what the caller gave of the image, where it is not copied
 };
 
 inline int channels_wide(int channels) { return (channels + 15) / 16 * 16; }
@@ -87,6 +88,7 @@ class Operation {
   virtual std::size_t shared() const { return 0; }  // bytes per image
   virtual std::vector<int> reads() const = 0;
   virtual std::vector<int> writes() const = 0;
+  virtual bool reads_given(int) const { return false; }  // of an input: from where the caller has it
   virtual std::string describe() const = 0;
 };
 

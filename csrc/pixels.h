@@ -58,9 +58,10 @@ struct PixelCore {
                         int number);
 
   // out[x] = the largest of (sums ^ flip) over the rows given and the columns x·stride − padding … + kernel − 1 that
-  // exist, ^ flip again, for each channel (a multiple of 16): flip = −1 finds the smallest.
+  // exist, ^ flip again, for each channel (a multiple of 16): flip = −1 finds the smallest; no flip: 0. `column` holds a
+  // row meanwhile.
   void (*pool)(const std::int32_t* const* rows, int count, int width, int channels, int kernel, int stride, int padding,
-               int out_width, const std::int32_t* flip, std::int32_t* out);
+               int out_width, const std::int32_t* flip, std::int32_t* column, std::int32_t* out);
 
   // out[x * channels + c] = rows[c * stride + x]: codes of a row of pixels, brought together.
   void (*interleave)(const std::uint8_t* rows, std::ptrdiff_t stride, int channels, int pixels, std::uint8_t* out);

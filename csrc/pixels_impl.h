@@ -273,21 +273,38 @@ static void finish_pixel_floats(const float* y, std::ptrdiff_t stride, int pixel
 
 // ---- moving ----
 
+static inline Ints larger_of(Ints a, Ints b) { return a > b ? a : b; }
+
 static void pool_rows(const std::int32_t* const* rows, int count, int width, int channels, int kernel, int stride,
-                      int padding, int out_width, const std::int32_t* flip, std::int32_t* out) {
+                      int padding, int out_width, const std::int32_t* flip, std::int32_t* column, std::int32_t* out) {
+  const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(width) * channels;
+  if (count == 3 && !flip) {  // the usual window
+    for (std::ptrdiff_t i = 0; i < size; i += lanes_wide)
+      store(column + i, larger_of(larger_of(load(rows[0] + i), load(rows[1] + i)), load(rows[2] + i)));
+  } else {
+    for (int x = 0; x < width; ++x)
+      for (int c = 0; c < channels; c += lanes_wide) {
+        const std::ptrdiff_t i = static_cast<std::ptrdiff_t>(x) * channels + c;
+        const Ints flipped = flip ? load(flip + c) : Ints{};
+        Ints best = load(rows[0] + i) ^ flipped;
+        for (int r = 1; r < count; ++r) best = larger_of(best, load(rows[r] + i) ^ flipped);
+        store(column + i, best);
+      }
+  }
   for (int x = 0; x < out_width; ++x, out += channels) {
     int from = x * stride - padding, to = from + kernel;
     from = from < 0 ? 0 : from;
     to = to > width ? width : to;
+    const std::int32_t* source = column + static_cast<std::ptrdiff_t>(from) * channels;
+    if (to - from == 3 && !flip) {
+      for (int c = 0; c < channels; c += lanes_wide)
+        store(out + c, larger_of(larger_of(load(source + c), load(source + channels + c)), load(source + 2 * channels + c)));
+      continue;
+    }
     for (int c = 0; c < channels; c += lanes_wide) {
-      const Ints flipped = load(flip + c);
-      Ints best = load(rows[0] + static_cast<std::ptrdiff_t>(from) * channels + c) ^ flipped;
-      for (int r = 0; r < count; ++r)
-        for (int i = from; i < to; ++i) {
-          const Ints here = load(rows[r] + static_cast<std::ptrdiff_t>(i) * channels + c) ^ flipped;
-          best = here > best ? here : best;
-        }
-      store(out + c, best ^ flipped);
+      Ints best = load(source + c);
+      for (int i = 1; i < to - from; ++i) best = larger_of(best, load(source + static_cast<std::ptrdiff_t>(i) * channels + c));
+      store(out + c, flip ? best ^ load(flip + c) : best);
     }
   }
 }

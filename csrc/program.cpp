@@ -143,6 +143,11 @@ void Program::finish() {
   choose_layouts();
   for (const Planned& operation : planned_) operations_.push_back(operation.make());
   planned_.clear();
+  for (const int v : inputs_)
+    copied_.push_back(std::any_of(operations_.begin(), operations_.end(), [&](const auto& operation) {
+      const std::vector<int> read = operation->reads();
+      return std::find(read.begin(), read.end(), v) != read.end() && !operation->reads_given(v);
+    }) || std::find(outputs_.begin(), outputs_.end(), v) != outputs_.end());
   finished_ = true;
   const Layout layout = lay_out(*this, operations_);
   std::size_t scratch = 0, shared = 0;
@@ -166,6 +171,8 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
     const Geometry& g = v.geometry;
     const std::size_t plane = static_cast<std::size_t>(g.height) * g.width;
     const float* source = inputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
+    worker.given[static_cast<std::size_t>(inputs_[i])] = source;
+    if (!copied_[i]) continue;
     if (v.pixels) {  // one position
       std::memcpy(worker.pixels(inputs_[i]), source, sizeof(float) * v.channels);
       continue;

@@ -129,6 +129,7 @@ class Program {
   Pool pool_;
   std::vector<Value> values_;
   std::vector<int> inputs_, outputs_;
+  std::vector<bool> copied_;  // of the inputs: whether any operation reads them elsewhere than from the caller's memory
   std::vector<Planned> planned_;
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<std::unique_ptr<Worker>> workers_;
