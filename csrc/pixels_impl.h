@@ -346,15 +346,25 @@ static void transpose(const std::int32_t* sums, std::ptrdiff_t stride, int pixel
   for (int c = 0; c < channels; c += 16)
     for (int p = 0; p < pixels; p += 16) {
       __m512i r[16];
+      const std::int32_t* from = sums + static_cast<std::ptrdiff_t>(p) * stride + c;
+      std::int32_t* to = out + c * row + p;
+      if (pixels - p >= 16 && channels - c >= 16) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from + i * stride);
+        transpose_block(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * row, r[i]);
+        continue;
+      }
       const int some = pixels - p < 16 ? pixels - p : 16, rows = channels - c < 16 ? channels - c : 16;
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        r[i] = _mm512_loadu_si512(sums + static_cast<std::ptrdiff_t>(p + (i < some ? i : 0)) * stride + c);
+        r[i] = _mm512_loadu_si512(from + (i < some ? i : 0) * stride);
       transpose_block(r);
       const auto mask = static_cast<__mmask16>((1u << some) - 1);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        if (i < rows) _mm512_mask_storeu_epi32(out + (c + i) * row + p, mask, r[i]);
+        if (i < rows) _mm512_mask_storeu_epi32(to + i * row, mask, r[i]);
     }
 #else
   for (int c = 0; c < channels; ++c)
