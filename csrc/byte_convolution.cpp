@@ -26,7 +26,8 @@ class Windows {
         block_(2 * core.lanes),
         depthwise_(c.groups > 1 && inputs_ == 1 && outputs_ == 1) {
     check_shapes(c_, in_, out_);
-    if (!c_.thresholds.empty() || !in_.codes.has_zero) throw std::invalid_argument("bytes take steps and a code for 0");
+    if (!c_.thresholds.empty() || (!in_.codes.has_zero && (c.pad_h || c.pad_w)))
+      throw std::invalid_argument("bytes take steps and, where there is padding, a code for 0");
     if (c_.weight_low < -128 || c_.weight_low + c_.weight_step * ((1 << c_.weight_bits) - 1) > 127)
       throw std::invalid_argument("the weights' numbers do not fit signed bytes");
     if (depthwise_)
@@ -139,7 +140,7 @@ class Windows {
   void pack() {
     const bool joined = c_.groups == 1 && c_.dilation_w == 1;
     const int run = joined ? c_.kernel_w * inputs_ : inputs_, runs = joined ? 1 : c_.kernel_w;
-    const int quads = (run + 3) / 4;
+    const int quads = rounded((run + 3) / 4, core_.traits.quads);
     for (int ky = 0; ky < c_.kernel_h; ++ky)
       for (int r = 0; r < runs; ++r)
         for (int q = 0; q < quads; ++q) taps_.push_back(static_cast<std::int32_t>(tap(ky, r) + 4 * q));
@@ -192,7 +193,7 @@ class Windows {
   void set_offsets() {
     offsets_.assign(static_cast<std::size_t>(channels_wide(c_.out_channels) + block_), 0);
     // The depthwise products and those of most cores take u as it is.
-    const int shift = core_.signed_inputs && in_.codes.bits == 8 && !depthwise_ ? 128 : 0;
+    const int shift = core_.traits.signed_inputs && in_.codes.bits == 8 && !depthwise_ ? 128 : 0;
     for (int m = 0; m < c_.out_channels; ++m) {
       std::int64_t total = 0;
       for (int channel = 0; channel < inputs_; ++channel)
@@ -430,6 +431,7 @@ class PooledByteConv final : public ByteOperation {
 
 std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolution convolution, const PixelCore& core,
                                                  const LaneOps& lanes, int threads) {
+  if (counts_bits(program, convolution, core)) return make_bit_vectors(program, std::move(convolution), core);
   if (convolution.pool_kernel)
     return std::make_unique<PooledByteConv>(program, std::move(convolution), core, lanes, threads);
   return std::make_unique<ByteConv>(program, std::move(convolution), core, lanes, threads);

@@ -226,7 +226,8 @@ static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step
 static inline void write_bytes(const Reals (&y)[vectors], const BlockStep& step, int group) {
   std::int32_t codes[64];
   for (int v = 0; v < vectors; ++v) {
-    const Ints some = codes_of(y[v], *step.quantizer);
+    const bool sign = step.quantizer->rounding == Rounding::sign;
+    const Ints some = sign ? Ints(y[v] >= 0.0f) & 1 : codes_of(y[v], *step.quantizer);
     std::memcpy(codes + v * lanes_wide, &some, sizeof some);
   }
   std::uint8_t* out = step.bytes + 64 * group * step.plane;

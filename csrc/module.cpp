@@ -107,6 +107,14 @@ NB_MODULE(_kernels, m) {
     for (int i = 0; i < count; ++i) names.emplace_back(cores[i]->name);
     return names;
   });
+  m.def("paths", [] {  // what a program takes as its instruction set: each computes in another way
+    int count;
+    std::vector<std::string> names;
+    const PixelCore* const* cores = pixel_cores(&count);
+    for (int i = 0; i < count; ++i) names.emplace_back(cores[i]->name);
+    names.emplace_back(amx_model().name);
+    return names;
+  });
   nb::class_<FloatLinear>(m, "FloatLinear")
       .def("__init__",
            [](FloatLinear* self, const Numbers& numbers, int bits, int low, int step, const Row& unit,

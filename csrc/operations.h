@@ -130,6 +130,9 @@ std::unique_ptr<Operation> make_convolution(const Program& program, Convolution 
                                             const LaneOps& lanes, int threads);
 std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolution convolution,
                                                  const PixelCore& core, const LaneOps& lanes, int threads);
+// Whether a convolution of bytes is better counted in bits, and the operation that does.
+bool counts_bits(const Program& program, const Convolution& convolution, const PixelCore& core);
+std::unique_ptr<Operation> make_bit_vectors(const Program& program, Convolution convolution, const PixelCore& core);
 std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,
                                      int padding, const LaneOps& lanes);
 std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes,

@@ -38,16 +38,30 @@ struct DepthwiseTile {
   std::ptrdiff_t stride;
 };
 
+struct PixelTraits {
+  int quads;                // runs of a window are filled up to a multiple of this many quads
+  int byte_rate, bit_rate;  // products in a cycle, about: of bytes, and counted
+  bool signed_inputs = false;  // multiplies u − 128 in the place of u, if u has 8 bits
+};
+
 struct PixelCore {
   const char* name;      // "avx512vnni", "avx512", "avx2", "neondot", "neon", "portable"
   int lanes;             // channels of a vector
   int most_pixels;       // of a group
-  bool signed_inputs;    // multiplies u − 128 in the place of u, if u has 8 bits
+  PixelTraits traits;
   void (*product)(const PixelTile& tile, bool eight_bits);
 
   // weights: [taps][channels] signed bytes, taps and channels rounded up as in DepthwiseTile.
   void (*pack_depthwise)(const std::int8_t* weights, int taps, int channels, std::uint8_t* packed);
   void (*depthwise)(const DepthwiseTile& tile);
+
+  // Few-bit products of single pixels, by AND and population count: the memory that weights take is what counts there.
+  // planes[j * words + k / 64]: bit j of codes[k], k < count, words·64 ≥ count; zeros behind.
+  void (*to_planes)(const std::uint8_t* codes, int count, int bits, int words, std::uint64_t* planes);
+  // sums[m] = Σ_ij 2^(i+j) · popcount(rows[(m / 8 · weight_bits + i) · words · 8 + w · 8 + m % 8] & planes[j · words + w]),
+  // outputs a multiple of 8.
+  void (*bit_sums)(const std::uint64_t* rows, int outputs, int weight_bits, const std::uint64_t* planes, int code_bits,
+                   int words, std::int32_t* sums);
 
   // The steps of an epilogue for channels of some pixels, from y = float(sums·slope + offsets[channel]) on, or from
   // floats. In a step, factors and floats are of the first channel, whole vectors of them; `row` is the distance from
@@ -76,5 +90,6 @@ struct PixelCore {
 int chain_of(const std::int8_t* weights, std::size_t rows, std::size_t row, int most_code);
 
 const PixelCore* const* pixel_cores(int* count);  // that this processor runs, the fastest first
+const PixelCore& amx_model();  // AMX's core on a model of its tiles, for tests: any processor runs it, slowly
 
 }  // namespace lowbit

@@ -8,6 +8,7 @@ namespace lowbit {
 
 extern const PixelCore avx512_pixel_core;
 const PixelCore avx512_pixel_core =
-    LOWBIT_PIXEL_CORE("avx512", Chained, false, pack_depthwise_in_order, depthwise_in_order);
+    pixel_core("avx512", 16, product<Chained>, Chained::most_pixels, {1, 60, 175}, pack_depthwise_in_order,
+               depthwise_in_order);
 
 }  // namespace lowbit

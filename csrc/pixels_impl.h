@@ -12,8 +12,6 @@
 namespace lowbit {
 namespace {
 
-constexpr int lanes_of_core = lanes_wide;
-
 static inline void store(std::int32_t* to, Ints v) { std::memcpy(to, &v, sizeof v); }
 
 static inline std::int32_t quad_at(const std::uint8_t* from) {
@@ -129,7 +127,133 @@ static void depthwise_in_order(const DepthwiseTile& t) {
     }
 }
 
+// ---- single pixels ----
+
+static void to_planes(const std::uint8_t* codes, int count, int bits, int words, std::uint64_t* planes) {
+  for (int w = 0; w < words; ++w) {
+    const int some = count - 64 * w < 64 ? count - 64 * w : 64;
+    std::uint8_t last[64] = {};
+    const std::uint8_t* from = codes + 64 * w;
+    if (some < 64) {
+      if (some > 0) std::memcpy(last, from, static_cast<std::size_t>(some));
+      from = last;
+    }
+    for (int j = 0; j < bits; ++j) {
+#if defined(__AVX512BW__)
+      planes[j * words + w] = _mm512_test_epi8_mask(_mm512_loadu_si512(from), _mm512_set1_epi8(static_cast<char>(1 << j)));
+#else
+      std::uint64_t plane = 0;
+      for (int i = 0; i < 64; i += 8) {  // eight bytes' bits to the top byte: no two partial products meet
+        std::uint64_t eight;
+        std::memcpy(&eight, from + i, 8);
+        plane |= ((((eight >> j) & 0x0101010101010101ull) * 0x0102040810204080ull) >> 56) << i;
+      }
+      planes[j * words + w] = plane;
+#endif
+    }
+  }
+}
+
+// Eight words, each of another output; what is counted in them.
+struct Counts {
+#if defined(__AVX512VPOPCNTDQ__)
+  __m512i total = _mm512_setzero_si512();
+  void add(const std::uint64_t* row, std::uint64_t plane) {
+    total = _mm512_add_epi64(
+        total, _mm512_popcnt_epi64(_mm512_and_si512(_mm512_loadu_si512(row), _mm512_set1_epi64(static_cast<long long>(plane)))));
+  }
+  void settle() {}
+  void read(std::uint64_t* to) const { _mm512_storeu_si512(to, total); }
+#elif defined(__AVX512BW__)
+  __m512i total = _mm512_setzero_si512(), bytes = _mm512_setzero_si512();
+  void add(const std::uint64_t* row, std::uint64_t plane) {  // by halves of bytes
+    const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m512i both = _mm512_and_si512(_mm512_loadu_si512(row), _mm512_set1_epi64(static_cast<long long>(plane)));
+    const __m512i half = _mm512_set1_epi8(15);
+    const __m512i low = _mm512_shuffle_epi8(table, _mm512_and_si512(both, half));
+    const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(both, 4), half));
+    bytes = _mm512_add_epi8(bytes, _mm512_add_epi8(low, high));
+  }
+  void settle() {
+    total = _mm512_add_epi64(total, _mm512_sad_epu8(bytes, _mm512_setzero_si512()));
+    bytes = _mm512_setzero_si512();
+  }
+  void read(std::uint64_t* to) const { _mm512_storeu_si512(to, total); }
+#elif defined(__AVX2__)
+  __m256i total[2] = {}, bytes[2] = {};
+  void add(const std::uint64_t* row, std::uint64_t plane) {
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m256i half = _mm256_set1_epi8(15);
+    for (int h = 0; h < 2; ++h) {
+      const __m256i both = _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 4 * h)),
+                                            _mm256_set1_epi64x(static_cast<long long>(plane)));
+      const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(both, half));
+      const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(both, 4), half));
+      bytes[h] = _mm256_add_epi8(bytes[h], _mm256_add_epi8(low, high));
+    }
+  }
+  void settle() {
+    for (int h = 0; h < 2; ++h) {
+      total[h] = _mm256_add_epi64(total[h], _mm256_sad_epu8(bytes[h], _mm256_setzero_si256()));
+      bytes[h] = _mm256_setzero_si256();
+    }
+  }
+  void read(std::uint64_t* to) const {
+    for (int h = 0; h < 2; ++h) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 4 * h), total[h]);
+  }
+#elif defined(__aarch64__)
+  uint64x2_t total[4] = {};
+  uint8x16_t bytes[4] = {};
+  void add(const std::uint64_t* row, std::uint64_t plane) {
+    for (int h = 0; h < 4; ++h)
+      bytes[h] = vaddq_u8(bytes[h], vcntq_u8(vreinterpretq_u8_u64(vandq_u64(vld1q_u64(row + 2 * h), vdupq_n_u64(plane)))));
+  }
+  void settle() {
+    for (int h = 0; h < 4; ++h) {
+      total[h] = vpadalq_u32(total[h], vpaddlq_u16(vpaddlq_u8(bytes[h])));
+      bytes[h] = vdupq_n_u8(0);
+    }
+  }
+  void read(std::uint64_t* to) const {
+    for (int h = 0; h < 4; ++h) vst1q_u64(to + 2 * h, total[h]);
+  }
+#else
+  std::uint64_t total[8] = {};
+  void add(const std::uint64_t* row, std::uint64_t plane) {
+    for (int m = 0; m < 8; ++m) total[m] += static_cast<std::uint64_t>(__builtin_popcountll(row[m] & plane));
+  }
+  void settle() {}
+  void read(std::uint64_t* to) const { std::memcpy(to, total, sizeof total); }
+#endif
+};
+
+static void bit_sums(const std::uint64_t* rows, int outputs, int weight_bits, const std::uint64_t* planes, int code_bits,
+                     int words, std::int32_t* sums) {
+  constexpr int most = 31;  // words whose counts a byte holds
+  for (int m = 0; m < outputs; m += 8, sums += 8) {
+    std::uint64_t all_sums[8] = {};
+    for (int i = 0; i < weight_bits; ++i, rows += 8ll * words)
+      for (int j = 0; j < code_bits; ++j) {
+        Counts counts;
+        for (int start = 0; start < words; start += most) {
+          const int end = words - start < most ? words : start + most;
+          for (int w = start; w < end; ++w) counts.add(rows + 8ll * w, planes[j * words + w]);
+          counts.settle();
+        }
+        std::uint64_t found[8];
+        counts.read(found);
+        for (int k = 0; k < 8; ++k) all_sums[k] += found[k] << (i + j);
+      }
+    for (int k = 0; k < 8; ++k) sums[k] = static_cast<std::int32_t>(all_sums[k]);
+  }
+}
+
 // ---- epilogues ----
+
+// The codes of any rounding; codes_of leaves out the signs, which maps of bits find by comparing.
+static inline Ints any_codes_of(Reals y, const Quantizer& q) {
+  return q.rounding == Rounding::sign ? Ints(y >= 0.0f) & 1 : codes_of(y, q);
+}
 
 static inline Reals factors_of(const BlockStep* step, int c, float none) {
   if (!step) return all(none);
@@ -200,7 +324,7 @@ static inline void finish_usual_pixels(const Usual& u, int pixels, int channels,
     if (near && channels - c >= lanes_wide)
       for (int p = 0; p < pixels; ++p, to += row) put_codes(nearest_codes(value(p), q), to, lanes_wide);
     else
-      for (int p = 0; p < pixels; ++p, to += row) put_codes(codes_of(value(p), q), to, channels - c);
+      for (int p = 0; p < pixels; ++p, to += row) put_codes(any_codes_of(value(p), q), to, channels - c);
   }
 }
 
@@ -217,7 +341,7 @@ static inline void finish_any_pixels(int pixels, int channels, const BlockStep* 
           case StepKind::add_value: y += load(step->floats + p * step->row + c); break;
           case StepKind::relu: y = larger(Reals{}, y); break;
           case StepKind::store: std::memcpy(step->floats + p * step->row + c, &y, sizeof y); break;
-          default: put_codes(codes_of(y, *step->quantizer), step->bytes + p * step->row + c, channels - c);
+          default: put_codes(any_codes_of(y, *step->quantizer), step->bytes + p * step->row + c, channels - c);
         }
       }
     }
@@ -244,7 +368,8 @@ static inline void finish_pixels(int pixels, int channels, const BlockStep* step
   Usual u;
   if (!usual(steps, number, u)) return finish_any_pixels(pixels, channels, steps, number, source);
   // Codes that start at 0 clip what a ReLU clips.
-  if (u.relu && !u.store && u.quantize && u.quantize->quantizer->low >= 0 && u.quantize->quantizer->reciprocal > 0)
+  if (u.relu && !u.store && u.quantize && u.quantize->quantizer->rounding != Rounding::sign &&
+      u.quantize->quantizer->low >= 0 && u.quantize->quantizer->reciprocal > 0)
     u.relu = false;
   if (u.b)
     finish_with<true>(u, pixels, channels, source);
@@ -395,11 +520,12 @@ static void interleave(const std::uint8_t* rows, std::ptrdiff_t stride, int chan
     for (int c = 0; c < channels; ++c) out[c] = rows[c * stride + x];
 }
 
+constexpr PixelCore pixel_core(const char* name, int lanes, void (*product_)(const PixelTile&, bool), int most_pixels,
+                               PixelTraits traits, void (*pack)(const std::int8_t*, int, int, std::uint8_t*),
+                               void (*depthwise)(const DepthwiseTile&)) {
+  return {name,     lanes,    most_pixels, traits, product_,            pack,      depthwise,  to_planes,
+          bit_sums, finish, finish_pixel_floats, pool_rows, interleave, transpose};
+}
+
 }  // namespace
 }  // namespace lowbit
-
-#define LOWBIT_PIXEL_CORE(NAME, V, SIGNED, PACK, DEPTHWISE)                                                        \
-  {                                                                                                               \
-    NAME, lanes_of_core, V::most_pixels, SIGNED, product<V>, PACK, DEPTHWISE, finish, finish_pixel_floats,        \
-        pool_rows, interleave, transpose                                                                                     \
-  }

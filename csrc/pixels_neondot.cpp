@@ -4,6 +4,6 @@ namespace lowbit {
 
 extern const PixelCore neondot_pixel_core;
 const PixelCore neondot_pixel_core =
-    LOWBIT_PIXEL_CORE("neondot", Neon, true, pack_depthwise_in_order, depthwise_in_order);
+    pixel_core("neondot", 4, product<Neon>, Neon::most_pixels, {1, 50, 60, true}, pack_depthwise_in_order, depthwise_in_order);
 
 }  // namespace lowbit

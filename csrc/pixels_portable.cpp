@@ -24,6 +24,7 @@ struct Plain {
 
 extern const PixelCore portable_pixel_core;
 const PixelCore portable_pixel_core =
-    LOWBIT_PIXEL_CORE("portable", Plain, false, pack_depthwise_in_order, depthwise_in_order);
+    pixel_core("portable", lanes_wide, product<Plain>, Plain::most_pixels, {1, 2, 30}, pack_depthwise_in_order,
+               depthwise_in_order);
 
 }  // namespace lowbit

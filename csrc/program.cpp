@@ -16,25 +16,25 @@ std::int64_t rounded(std::int64_t number, std::int64_t unit) { return (number + 
 const BitCore* pick_core(const std::string& isa) {
   int count;
   const BitCore* const* cores = bit_cores(&count);
-  for (int i = 0; i < count; ++i)
-    if (isa.empty() || isa == cores[i]->name) return cores[i];
-  throw std::invalid_argument("this processor has no instruction set '" + isa + "'");
+  for (int i = 0; i < count; ++i)  // "avx512vnni" is "avx512" to these
+    if (isa.rfind(cores[i]->name, 0) == 0 || isa.empty()) return cores[i];
+  return cores[count - 1];
 }
 
-// The fastest of the instruction set asked for: "avx512" includes its extensions.
 const PixelCore* pick_bytes(const std::string& isa) {
   int count;
   const PixelCore* const* cores = pixel_cores(&count);
   for (int i = 0; i < count; ++i)
-    if (isa.empty() || std::string(cores[i]->name).rfind(isa, 0) == 0) return cores[i];
-  return cores[count - 1];
+    if (isa.empty() || isa == cores[i]->name) return cores[i];
+  if (isa == amx_model().name) return &amx_model();
+  throw std::invalid_argument("this processor has no instruction set '" + isa + "'");
 }
 
 const LaneOps* pick_lanes(const std::string& isa) {
   int count;
   const LaneOps* const* lanes = all_lane_ops(&count);
   for (int i = 0; i < count; ++i)
-    if (isa == lanes[i]->name) return lanes[i];
+    if (isa.rfind(lanes[i]->name, 0) == 0) return lanes[i];
   return isa.empty() ? lanes[0] : lanes[count - 1];
 }
 

@@ -17,7 +17,7 @@ import lowbit
 import lowbit.deploy.kernels.compiled as module
 from lowbit.deploy import observe, save
 from lowbit.deploy.kernels.compiled import CompiledModule
-from lowbit.deploy.kernels.loader import instruction_sets
+from lowbit.deploy.kernels.loader import instruction_sets, paths
 from lowbit.models import build_model
 
 needs_kernels = pytest.mark.skipif(not instruction_sets(), reason="lowbit was installed without its kernels")
@@ -87,7 +87,7 @@ def assert_same(model: nn.Module, compiled: CompiledModule, x: Tensor) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", paths())
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_layer_gives_the_same_codes(setting: str, isa: str) -> None:
     model = mixed(setting)

@@ -24,6 +24,12 @@ def kernels() -> ModuleType | None:
         return None
 
 
+def paths() -> list[str]:
+    """Every way of computing that a program can be told to take here; "amxmodel" runs AMX's path on a model of it."""
+    module = kernels()
+    return [] if module is None else list(module.paths())
+
+
 def instruction_sets() -> list[str]:
     """The instruction sets the kernels can use on this processor, the fastest first; none without kernels."""
     module = kernels()
