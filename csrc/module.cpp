@@ -132,6 +132,7 @@ NB_MODULE(_kernels, m) {
       .def("map", [](Program& p, int input, const nb::list& steps) { p.map(input, steps_of(steps)); })
       .def("pool", &Program::pool)
       .def("subsample", &Program::subsample)
+      .def("mean", &Program::mean)
       .def("convolve",
            [](Program& p, int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
               std::tuple<int, int> dilation, int groups, int low, int step, int bits, const nb::list& steps) {

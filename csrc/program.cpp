@@ -108,6 +108,10 @@ void Program::subsample(int input, int output, int stride) {
   operations_.push_back(make_subsample(*this, input, output, stride));
 }
 
+void Program::mean(int input, int output, int lanes) {
+  operations_.push_back(make_mean(*this, input, output, lanes));
+}
+
 void Program::finish() {
   if (finished_) return;
   finished_ = true;

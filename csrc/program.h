@@ -85,6 +85,8 @@ class Program {
   void map(int input, std::vector<Step> steps);
   void pool(int input, int output, int kernel, int stride, int padding);  // the largest of a window
   void subsample(int input, int output, int stride);  // channels beyond the input's are 0
+  // The mean of each channel, on a map of one position. `lanes`: 0: added up one by one, or the lanes of the cascade.
+  void mean(int input, int output, int lanes);
   void output(int value);
   void finish();
 

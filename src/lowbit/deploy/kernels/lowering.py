@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from lowbit.deploy.kernels.averaging import averaging, order_of
 from lowbit.deploy.kernels.epilogue import (
     AddValue,
     Affine,
@@ -23,10 +24,10 @@ from lowbit.deploy.kernels.epilogue import (
 )
 from lowbit.deploy.kernels.segment import Lowered, Segment
 from lowbit.deploy.kernels.tracing import Kind, on_planes, pooling, subsampling
-from lowbit.layers import FakeQuantize, affine
+from lowbit.layers import FakeQuantize, QuantConv2d, affine
 
 _ROUNDINGS = {"nearest": 0, "up": 1, "sign": 2}
-_EXTENDING = ("norm", "relu", "add", "same", "pool")
+_EXTENDING = ("norm", "relu", "add", "same", "flatten", "pool")
 LARGEST_BAND = 1 << 14  # channels × width up to which a band of sums fits the second-level cache
 
 
@@ -78,6 +79,7 @@ class Lowering:
         first = shapes[segment.nodes[0]]
         if first.ndim == 2:
             self.rows = first.shape[0] if first.shape[0] == 1 else -(-first.shape[0] // 64) * 64
+        self.maps = self._find_maps()
         self.margins = self._find_margins()
         self.values: dict[fx.Node, int] = {}  # floats that exist
         self.chains: dict[fx.Node, _Chain] = {}  # values on their way
@@ -88,7 +90,7 @@ class Lowering:
     def build(self) -> Lowered:
         """The finished program."""
         for node in self.segment.inputs:
-            self.values[node] = self.program.input(*self._form(self.shapes[node]))
+            self.values[node] = self.program.input(*self._form(node))
             self._quantize_from(node, _Chain(None, self.values[node], []))
         for node in self.segment.nodes:
             self._lower(node)
@@ -103,11 +105,30 @@ class Lowering:
     def _module(self, node: fx.Node) -> Any:
         return self.modules[str(node.target)]
 
-    def _form(self, tensor: Tensor) -> tuple[int, int, int, int]:
-        if self.rows:
-            return tensor.shape[1], 1, self.rows, 0
-        height, width = tensor.shape[2:]
-        return tensor.shape[1], height, width, self.margins.get((height, width), 0)
+    def _form(self, node: fx.Node) -> tuple[int, int, int, int]:
+        channels, height, width = self.maps[node]
+        return channels, height, width, self.margins.get((height, width), 0)
+
+    def _find_maps(self) -> dict[fx.Node, tuple[int, int, int]]:
+        """Channels, height and width of every value. Maps that were flattened stay maps, whose layers cover them."""
+        found: dict[fx.Node, tuple[int, int, int]] = {}
+        for node in (*self.segment.inputs, *self.segment.nodes):
+            channels, height, width = (*self.shapes[node].shape[1:], 1, 1)[:3]
+            found[node] = channels, height, self.rows or width
+            if self.segment.kinds.get(node) in ("flatten", "relu", "same"):
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                found[node] = found[source]
+        return found
+
+    def _window(self, node: fx.Node) -> tuple[Any, ...]:
+        """Kernel, stride, padding, dilation and groups of a layer."""
+        layer, source = self._module(node), node.args[0]
+        if isinstance(layer, QuantConv2d):
+            return layer.kernel_size, layer.stride, _both(layer), layer.dilation, layer.groups
+        assert isinstance(source, fx.Node)
+        kernel = (1, 1) if self.rows else self.maps[source][1:]
+        return kernel, (1, 1), (0, 0), (1, 1), 1
 
     def _find_margins(self) -> dict[tuple[int, ...], int]:
         """How many positions lie between two rows, for each size of a map: what its layers need."""
@@ -115,19 +136,19 @@ class Lowering:
         for node in self.segment.nodes:
             if self.segment.kinds[node] != "layer" or self.rows:
                 continue
-            layer, source = self._module(node), node.args[0]
+            source = node.args[0]
             assert isinstance(source, fx.Node)
-            pads = _both(layer)
-            taps = [k * layer.dilation[1] - pads[1] for k in range(layer.kernel_size[1])]
-            spread = taps[-1] // layer.stride[1] - taps[0] // layer.stride[1]
-            before, after = (tuple(self.shapes[n].shape[2:]) for n in (source, node))
-            direct = before == after and tuple(layer.stride) == (1, 1)
+            kernel, stride, pads, dilation, _ = self._window(node)
+            taps = [k * dilation[1] - pads[1] for k in range(kernel[1])]
+            spread = taps[-1] // stride[1] - taps[0] // stride[1]
+            before, after = self.maps[source][1:], self.maps[node][1:]
+            direct = before == after and tuple(stride) == (1, 1)
             found[before] = max(found.get(before, 0), *pads)
             found[after] = max(found.get(after, 0), 0 if direct else spread)
         return found
 
     def _floats(self, node: fx.Node) -> int:
-        return int(self.program.floats(*self._form(self.shapes[node])))
+        return int(self.program.floats(*self._form(node)))
 
     def _lower(self, node: fx.Node) -> None:
         kind = self.segment.kinds[node]
@@ -141,7 +162,7 @@ class Lowering:
             chain = self._extended(sources[0], [Rectify()])
         elif kind == "add":
             chain = self._added(sources)
-        elif kind == "same":
+        elif kind in ("same", "flatten"):
             chain = self._extended(sources[0], [])
         else:
             chain = self._moved(node, sources[0], kind)
@@ -182,7 +203,7 @@ class Lowering:
         return self.segment.nodes.index(one) > self.segment.nodes.index(other)
 
     def _moved(self, node: fx.Node, source: fx.Node, kind: Kind) -> _Chain:
-        """A pooling, or a choice of positions and channels: a value of another shape."""
+        """A pooling, a mean, or a choice of positions and channels: a value of another shape."""
         if kind == "pool" and (fused := self._pooled(node, source)) is not None:
             return fused
         if source in self.chains:
@@ -193,6 +214,11 @@ class Lowering:
             window = pooling(self._module(node))
             assert window is not None
             self.program.pool(self.values[source], self.values[node], *window)
+        elif kind == "mean":
+            height, width = self.maps[source][1:]
+            average = averaging(node, self.modules, (height, width))
+            assert average is not None
+            self.program.mean(self.values[source], self.values[node], order_of(average, height, width))
         else:
             found = subsampling(node)
             assert found is not None
@@ -259,7 +285,7 @@ class Lowering:
         return made
 
     def _codes_value(self, node: fx.Node, s: Staircase, planes: bool) -> int:
-        form = self._form(self.shapes[node])
+        form = self._form(node)
         how = not planes, _ROUNDINGS[s.rounding], s.reciprocal, s.least, s.most, s.keep
         return int(self.program.codes(*form, s.bits, s.low, s.step, *how))
 
@@ -314,10 +340,8 @@ class Lowering:
         n, _ = layer.weight_quantizer.integers(layer.weight.detach())
         grid = layer.weight_quantizer.quantizer.integer_grid
         index = ((n - grid.low) / grid.step).to(torch.uint8)
-        place: tuple[Any, ...] = (1, 1), (0, 0), (1, 1), 1
-        if n.ndim == 4:
-            place = layer.stride, _both(layer), layer.dilation, layer.groups
-        weights = _array(index.reshape(index.shape[0], index.shape[1], *index.shape[2:] or (1, 1)))
+        kernel, *place = self._window(node)
+        weights = _array(index.reshape(index.shape[0], -1, *kernel))
         return self.codes[node], weights, *place, grid.low, grid.step, grid.bits
 
 
