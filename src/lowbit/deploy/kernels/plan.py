@@ -27,12 +27,16 @@ class Plan:
     Args:
         items: both, in order.
         shapes: what every node gives.
-        whole: the items as one function of the inputs.
+        whole: the items as one function of inputs of the planned shapes, dtypes and devices.
+        direct: whether that is one program and nothing else.
+        used: when it was last used, in calls.
     """
 
     items: list[Item]
     shapes: dict[fx.Node, Tensor]
     whole: Callable[..., Any]
+    direct: bool
+    used: int = 0
 
 
 def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa: str) -> Plan:
@@ -82,7 +86,8 @@ def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa:
         except (ValueError, RuntimeError, MemoryError) as error:  # more than the kernels can do
             _log.info("lowbit.compile: %d operations stay on PyTorch: %s", len(item.nodes), error)
             lowered.extend(item.nodes)
-    return Plan(lowered, shapes, _direct(lowered) or _whole(traced, lowered))
+    direct = _direct(lowered)
+    return Plan(lowered, shapes, direct or _whole(traced, lowered), direct is not None)
 
 
 def _differ(first: Tensor, other: Tensor, kind: Kind) -> bool:
@@ -125,10 +130,10 @@ def _direct(items: Sequence[Item]) -> Callable[..., Tensor] | None:
     inputs, others = [n for n in nodes if n.op == "placeholder"], [n for n in nodes if n.op != "placeholder"]
     if len(stretches) != 1 or len(others) != 1 or others[0].op != "output":
         return None
-    run, segment = stretches[0].run, stretches[0].segment
+    segment = stretches[0].segment
     if inputs != segment.inputs or list(others[0].args) != segment.outputs:
         return None
-    return lambda *args: run(*args)[0]
+    return stretches[0].direct()
 
 
 class _Stretch(nn.Module):
