@@ -77,8 +77,8 @@ class Lowering:
         self.program = kernels.Program(threads, isa)
         self.rows = 0
         first = shapes[segment.nodes[0]]
-        if first.ndim == 2:
-            self.rows = first.shape[0] if first.shape[0] == 1 else -(-first.shape[0] // 64) * 64
+        if first.ndim == 2 and first.shape[0] > 1:
+            self.rows = -(-first.shape[0] // 64) * 64
         self.maps = self._find_maps()
         self.margins = self._find_margins()
         self.values: dict[fx.Node, int] = {}  # floats that exist

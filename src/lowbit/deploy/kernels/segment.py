@@ -63,7 +63,7 @@ class Lowered:
                     f"it had {tuple(shape)} and float32 for the first input of this shape: shapes that depend on the "
                     "data cannot be compiled; run the model itself"
                 )
-        if not self.rows or given[0].shape[0] == 1:  # one row is one column
+        if not self.rows:
             images = given[0].shape[0]
             outputs = tuple(_empty(images, *shape[1:]) for shape in self.shapes)
             self.program.run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], images)
@@ -76,7 +76,7 @@ class Lowered:
 
     def direct(self) -> Callable[..., Tensor] | None:
         """`run` without its checks, for inputs known to be as planned; None where there is more to do than to run."""
-        if self.rows > 1 or len(self.shapes) != 1:
+        if self.rows or len(self.shapes) != 1:
             return None
         run, shape, images = self.program.run, tuple(self.shapes[0]), self.shapes[0][0]
         empty, dtype, device = torch.empty, torch.float32, torch.device("cpu")

@@ -32,7 +32,6 @@ _RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", "relu_", torch.relu_)
 _ADDS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d)
-_RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
 _NORMS = {2: ExactBatchNorm1d, 4: ExactBatchNorm2d}
 _NEVER_VIEWS = (  # modules whose result is no view of what they read
     nn.modules.conv._ConvNd,
@@ -93,6 +92,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
 def examples_flat(x: Tensor) -> Tensor:
     """Shape (N, everything else): what `x.view(x.size(0), -1)` gives, without a node for the size."""
     return x.reshape(x.shape[0], -1)
+
+
+_RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view", examples_flat)
 
 
 def _keeps_examples(node: fx.Node) -> bool:
@@ -203,20 +205,21 @@ def _is_length(node: fx.Node) -> bool:
 def _reshaped_kind(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Tensor]) -> Kind | None:
     """A mean over maps, or maps as rows: what makes 2-D values of 4-D ones."""
     source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or source not in shapes or shapes[source].ndim != 4:
+    if not isinstance(source, fx.Node) or source not in shapes:
         return None
     before, after = shapes[source].shape, shapes[node].shape
-    height, width = before[2:]
-    average = averaging(node, modules, (height, width))
+    height, width = (*before[2:], 1, 1)[:2]
+    average = averaging(node, modules, (height, width)) if len(before) == 4 else None
     if average is not None:
         return None if order_of(average, height, width) is None else "mean"
-    reshapes = node.op == "call_method" or node.op == "call_function"
     if node.op == "call_module":
         reshapes = type(modules[str(node.target)]) is nn.Flatten
-    elif reshapes:
-        reshapes = node.target in _RESHAPES or node.target is examples_flat
+    else:
+        reshapes = node.op in ("call_function", "call_method") and node.target in _RESHAPES
     if not reshapes or tuple(after) != (before[0], before[1:].numel()):
         return None
+    if len(before) == 2:
+        return "same"
     return "flatten" if height * width == 1 or _only_layers_read(node, modules, shapes) else None
 
 
