@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from lowbit.deploy.kernels.loader import kernels
 from lowbit.deploy.kernels.lowering import Lowering
 from lowbit.deploy.kernels.segment import Lowered, Segment
-from lowbit.deploy.kernels.tracing import Kind, Shapes, kind_of, writes_in_place
+from lowbit.deploy.kernels.tracing import Kind, Shapes, kind_of, only_says_sizes, writes_in_place
 
 _log = logging.getLogger("lowbit")
 
@@ -86,6 +86,7 @@ def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa:
         except (ValueError, RuntimeError, MemoryError) as error:  # more than the kernels can do
             _log.info("lowbit.compile: %d operations stay on PyTorch: %s", len(item.nodes), error)
             lowered.extend(item.nodes)
+    lowered = _needed(lowered)
     direct = _direct(lowered)
     return Plan(lowered, shapes, direct or _whole(traced, lowered), direct is not None)
 
@@ -134,6 +135,21 @@ def _segments(
         if any(user not in inside for user in node.users):
             segment.outputs.append(node)
     return [segment]
+
+
+def _needed(items: Sequence[Item]) -> list[Item]:
+    """The items but for sizes that no torch operation asks for any more."""
+    kept: list[Item] = []
+    read: set[fx.Node] = set()
+    for item in reversed(items):
+        if isinstance(item, Lowered):
+            read.update(item.segment.inputs)
+        elif item in read or not only_says_sizes(item):
+            read.update(item.all_input_nodes)
+        else:
+            continue
+        kept.append(item)
+    return kept[::-1]
 
 
 def _direct(items: Sequence[Item]) -> Callable[..., Tensor] | None:

@@ -116,9 +116,16 @@ def _first_length(node: Any) -> Any:
         return node.args[0] if node.args[1:] == (0,) and not node.kwargs else None
     if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(node.args[0], fx.Node):
         return None
-    shape = node.args[0]
-    is_shape = (shape.target, shape.args[1:]) in ((getattr, ("shape",)), ("size", ()))
-    return shape.args[0] if is_shape and not shape.kwargs else None
+    return node.args[0].args[0] if _is_shape(node.args[0]) else None
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return (node.target, node.args[1:]) in ((getattr, ("shape",)), ("size", ())) and not node.kwargs
+
+
+def only_says_sizes(node: fx.Node) -> bool:
+    """Whether a node is a tensor's shape or number of examples, and changes nothing."""
+    return _is_shape(node) or _first_length(node) is not None
 
 
 def writes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
