@@ -10,6 +10,7 @@ namespace lowbit {
 namespace {
 
 constexpr int levels = 4;                      // of the cascade
+constexpr int copied = 8;                      // numbers at once; there is room for as many behind all values
 constexpr std::int64_t small_map = 1ll << 14;  // numbers in all that are not worth waking threads for
 
 float running_sum(const float* x, std::int64_t count) {
@@ -18,9 +19,9 @@ float running_sum(const float* x, std::int64_t count) {
   return sum;
 }
 
-// Lane by lane, four rows at a time; sums of 2^power rows are added up a level higher, 2^power of those above that, and
-// so on, like the digits of a counter. What makes no full four rows joins the first of them, what makes no full row is
-// added up apart, and the lanes follow.
+// Lane by lane, four rows at a time; sums of 2^power blocks of these are added up a level higher, 2^power of those above
+// that, and so on, like the digits of a counter. What makes no full four rows joins the first of them, what makes no full
+// row is added up apart, and the lanes follow.
 template <int lanes>
 float cascade_sum(const float* x, std::int64_t count) {
   constexpr int wide = 4 * lanes;
@@ -30,37 +31,40 @@ float cascade_sum(const float* x, std::int64_t count) {
   power = std::max(4, power / levels);
   const std::int64_t unit = std::int64_t{1} << power;
 
-  float sums[levels][wide] = {};
+  float sum[wide];
   std::int64_t done = 0;
-  const auto add_blocks = [&](std::int64_t last) {
-    float sum[wide];
-    std::memcpy(sum, sums[0], sizeof sum);
-    for (; done < last; ++done)
-      for (int i = 0; i < wide; ++i) sum[i] += x[done * wide + i];
-    std::memcpy(sums[0], sum, sizeof sum);
-  };
-  while (done + unit <= blocks) {
-    add_blocks(done + unit);
-    for (int level = 1; level < levels; ++level) {
-      for (int i = 0; i < wide; ++i) {
-        sums[level][i] += sums[level - 1][i];
-        sums[level - 1][i] = 0;
+  if (blocks >= unit) {
+    std::memset(sum, 0, sizeof sum);
+    float higher[levels][wide] = {};
+    while (done + unit <= blocks) {
+      for (const std::int64_t last = done + unit; done < last; ++done)
+        for (int i = 0; i < wide; ++i) sum[i] += x[done * wide + i];
+      std::memcpy(higher[0], sum, sizeof sum);
+      std::memset(sum, 0, sizeof sum);
+      for (int level = 1; level < levels; ++level) {
+        for (int i = 0; i < wide; ++i) {
+          higher[level][i] += higher[level - 1][i];
+          higher[level - 1][i] = 0;
+        }
+        if ((done >> (level * power)) & (unit - 1)) break;  // this digit did not turn over
       }
-      if ((done >> (level * power)) & (unit - 1)) break;  // this digit did not turn over
     }
+    for (; done < blocks; ++done)
+      for (int i = 0; i < wide; ++i) sum[i] += x[done * wide + i];
+    for (int level = 1; level < levels; ++level)
+      for (int i = 0; i < wide; ++i) sum[i] += higher[level][i];
+  } else {
+    for (int i = 0; i < wide; ++i) sum[i] = 0.0f + (blocks ? x[i] : 0.0f);
+    for (done = 1; done < blocks; ++done)
+      for (int i = 0; i < wide; ++i) sum[i] += x[done * wide + i];
   }
-  add_blocks(blocks);
-  for (int level = 1; level < levels; ++level)
-    for (int i = 0; i < wide; ++i) sums[0][i] += sums[level][i];
-
-  float* first = sums[0];
   for (std::int64_t row = 4 * blocks; row < rows; ++row)
-    for (int i = 0; i < lanes; ++i) first[i] += x[row * lanes + i];
+    for (int i = 0; i < lanes; ++i) sum[i] += x[row * lanes + i];
   for (int j = 1; j < 4; ++j)
-    for (int i = 0; i < lanes; ++i) first[i] += first[j * lanes + i];
-  float sum = running_sum(x + rows * lanes, count - rows * lanes);
-  for (int i = 0; i < lanes; ++i) sum += first[i];
-  return sum;
+    for (int i = 0; i < lanes; ++i) sum[i] += sum[j * lanes + i];
+  float total = running_sum(x + rows * lanes, count - rows * lanes);
+  for (int i = 0; i < lanes; ++i) total += sum[i];
+  return total;
 }
 
 using Sum = float (*)(const float* x, std::int64_t count);
@@ -92,10 +96,11 @@ class Mean final : public Operation {
     const std::int64_t count = static_cast<std::int64_t>(g.height) * g.width;
     const auto body = [&](int c, char* scratch) {
       const float* source = context.data.floats(input_, c);
-      if (g.pitch != g.width) {  // one row after the other
+      if (g.pitch != g.width) {  // one row after the other, each over what the one before copied too much
         auto* rows = reinterpret_cast<float*>(scratch);
-        for (int y = 0; y < g.height; ++y)
-          std::memcpy(rows + static_cast<std::int64_t>(y) * g.width, source + y * g.pitch, sizeof(float) * g.width);
+        for (std::int64_t y = 0; y < g.height; ++y)
+          for (int x = 0; x < g.width; x += copied)
+            std::memcpy(rows + y * g.width + x, source + y * g.pitch + x, sizeof(float) * copied);
         source = rows;
       }
       *context.data.floats(output_, c) = sum_(source, count) / static_cast<float>(count);
@@ -105,7 +110,7 @@ class Mean final : public Operation {
   }
   std::size_t scratch() const override {
     const Geometry& g = program_.value(input_).geometry;
-    return sizeof(float) * static_cast<std::size_t>(g.height) * static_cast<std::size_t>(g.width);
+    return sizeof(float) * (static_cast<std::size_t>(g.height) * static_cast<std::size_t>(g.width) + copied);
   }
   std::vector<int> reads() const override { return {input_}; }
   std::vector<int> writes() const override { return {output_}; }
