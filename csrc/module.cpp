@@ -83,17 +83,18 @@ int codes(Program& program, int channels, int height, int width, int margin, int
   return program.codes(channels, height, width, margin, c);
 }
 
-// Addresses of contiguous float tensors, [images][channels][height][width]; lowbit.deploy.kernels.lowering answers for them.
+// Addresses of contiguous float tensors, [images][channels][height][width] or [rows][channels]; lowbit.deploy.kernels.lowering answers for them.
+template <void (Program::*method)(const std::vector<const float*>&, const std::vector<float*>&, int)>
 void run(Program& program, const std::vector<std::uintptr_t>& inputs, const std::vector<std::uintptr_t>& outputs,
-         int images) {
-  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size() || images < 0)
+         int number) {
+  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size() || number < 0)
     throw std::invalid_argument("wrong number of tensors");
   std::vector<const float*> from;
   std::vector<float*> to;
   for (const auto address : inputs) from.push_back(reinterpret_cast<const float*>(address));
   for (const auto address : outputs) to.push_back(reinterpret_cast<float*>(address));
   nb::gil_scoped_release release;
-  program.run(from, to, images);
+  (program.*method)(from, to, number);
 }
 
 }  // namespace
@@ -162,7 +163,8 @@ NB_MODULE(_kernels, m) {
              p.convolve(std::move(c));
            })
       .def("finish", &Program::finish)
-      .def("run", &run)
+      .def("run", &run<&Program::run>)
+      .def("run_rows", &run<&Program::run_rows>)
       .def("read_codes",
            [](const Program& p, int value, nb::ndarray<std::int32_t, nb::c_contig, nb::device::cpu> out) {
              const Value& v = p.value(value);

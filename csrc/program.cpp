@@ -142,17 +142,7 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
         std::memcpy(worker.floats(inputs_[i], c) + y * g.pitch, source + c * plane + y * g.width,
                     sizeof(float) * g.width);
   }
-  Context context{worker, workers_, pool};
-  if (profiling_ && &worker == workers_[0].get()) {
-    for (std::size_t i = 0; i < operations_.size(); ++i) {
-      const double start = processor_time();
-      operations_[i]->run(context);
-      const double taken = processor_time() - start;
-      seconds_[i] = seconds_[i] > 0 ? std::min(seconds_[i], taken) : taken;
-    }
-  } else {
-    for (const auto& operation : operations_) operation->run(context);
-  }
+  operate(worker, pool);
   for (std::size_t i = 0; i < outputs_.size(); ++i) {
     const Value& v = value(outputs_[i]);
     const Geometry& g = v.geometry;
@@ -165,6 +155,20 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
   }
 }
 
+void Program::operate(Worker& worker, Pool* pool) {
+  Context context{worker, workers_, pool};
+  if (profiling_ && &worker == workers_[0].get()) {
+    for (std::size_t i = 0; i < operations_.size(); ++i) {
+      const double start = processor_time();
+      operations_[i]->run(context);
+      const double taken = processor_time() - start;
+      seconds_[i] = seconds_[i] > 0 ? std::min(seconds_[i], taken) : taken;
+    }
+  } else {
+    for (const auto& operation : operations_) operation->run(context);
+  }
+}
+
 void Program::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images) {
   if (!finished_) throw std::logic_error("finish() comes before run()");
   const std::lock_guard<std::mutex> lock(running_);  // the workspaces serve one call at a time
@@ -173,6 +177,32 @@ void Program::run(const std::vector<const float*>& inputs, const std::vector<flo
     return;
   }
   for (int image = 0; image < images; ++image) run_image(*workers_[0], inputs, outputs, image, &pool_);
+}
+
+void Program::run_rows(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int rows) {
+  if (!finished_) throw std::logic_error("finish() comes before run_rows()");
+  for (const std::vector<int>& all : {inputs_, outputs_})
+    for (int i : all)
+      if (value(i).geometry.height != 1 || value(i).geometry.width < rows)
+        throw std::invalid_argument("these are no maps of one line with a position for each row");
+  const std::lock_guard<std::mutex> lock(running_);
+  Worker& worker = *workers_[0];
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    const Value& v = value(inputs_[i]);
+    for (int c = 0; c < v.channels; ++c) {
+      float* target = worker.floats(inputs_[i], c);
+      for (int row = 0; row < rows; ++row) target[row] = inputs[i][static_cast<std::size_t>(row) * v.channels + c];
+      std::fill(target + rows, target + v.geometry.width, 0.0f);
+    }
+  }
+  operate(worker, pool_.size() > 1 ? &pool_ : nullptr);
+  for (std::size_t i = 0; i < outputs_.size(); ++i) {
+    const Value& v = value(outputs_[i]);
+    for (int c = 0; c < v.channels; ++c) {
+      const float* source = worker.floats(outputs_[i], c);
+      for (int row = 0; row < rows; ++row) outputs[i][static_cast<std::size_t>(row) * v.channels + c] = source[row];
+    }
+  }
 }
 
 void Program::read_codes(int index, std::int32_t* numbers) const {

@@ -93,6 +93,9 @@ class Program {
   // inputs and outputs: contiguous [images][channels][height][width] each, in the order they were declared.
   void run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images);
 
+  // The same for maps of one line, whose positions are the examples: [rows][channels] each, no more rows than positions.
+  void run_rows(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int rows);
+
   // The codes' numbers n of the last image that worker 0 ran, [channels][height][width].
   void read_codes(int value, std::int32_t* numbers) const;
 
@@ -113,6 +116,7 @@ class Program {
   int add(Value value);
   void run_image(Worker& worker, const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int image,
                  Pool* pool);
+  void operate(Worker& worker, Pool* pool);
 
   const BitCore* core_;
   const ByteCore* bytes_;

@@ -63,28 +63,25 @@ class Lowered:
                     f"it had {tuple(shape)} and float32 for the first input of this shape: shapes that depend on the "
                     "data cannot be compiled; run the model itself"
                 )
-        if not self.rows:
-            images = given[0].shape[0]
-            outputs = tuple(_empty(images, *shape[1:]) for shape in self.shapes)
-            self.program.run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], images)
-            return outputs
-        wide = [_as_columns(t, self.rows) for t in given]
-        results = [_empty(shape[1], self.rows) for shape in self.shapes]
-        self.program.run([t.data_ptr() for t in wide], [t.data_ptr() for t in results], 1)
-        count = given[0].shape[0]
-        return tuple(t[:, :count].T.contiguous() for t in results)
+        number = given[0].shape[0]
+        outputs = tuple(_empty(number, *shape[1:]) for shape in self.shapes)
+        self._runner()([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], number)
+        return outputs
+
+    def _runner(self) -> Any:
+        return self.program.run_rows if self.rows else self.program.run
 
     def direct(self) -> Callable[..., Tensor] | None:
         """`run` without its checks, for inputs known to be as planned; None where there is more to do than to run."""
-        if self.rows or len(self.shapes) != 1:
+        if len(self.shapes) != 1:
             return None
-        run, shape, images = self.program.run, tuple(self.shapes[0]), self.shapes[0][0]
+        run, shape, number = self._runner(), tuple(self.shapes[0]), self.shapes[0][0]
         empty, dtype, device = torch.empty, torch.float32, torch.device("cpu")
 
         def call(*inputs: Tensor) -> Tensor:
             given = [t if t.is_contiguous() and not t.is_neg() else t.contiguous().resolve_neg() for t in inputs]
             output = empty(shape, dtype=dtype, device=device)
-            run([t.data_ptr() for t in given], [output.data_ptr()], images)
+            run([t.data_ptr() for t in given], [output.data_ptr()], number)
             return output
 
         return call
@@ -98,12 +95,6 @@ class Lowered:
         found = torch.empty(shape[1:], dtype=torch.int32, device="cpu")
         self.program.read_codes(self.codes[node], found.numpy())
         return found[None]
-
-
-def _as_columns(x: Tensor, width: int) -> Tensor:
-    wide = _empty(x.shape[1], width).zero_()
-    wide[:, : x.shape[0]] = x.T
-    return wide
 
 
 def _empty(*shape: int) -> Tensor:
