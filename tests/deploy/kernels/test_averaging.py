@@ -203,6 +203,12 @@ def test_what_the_kernels_refuse() -> None:
     for target in (wide, other):
         with pytest.raises(ValueError, match="shapes do not fit"):
             program.mean(source, target, 8)
+    program.mean(source, one, 8)
+    program.output(one)
+    program.finish()
+    x, y = torch.zeros(4, 9), torch.zeros(1, 4)
+    with pytest.raises(ValueError, match="no maps of one line"):
+        program.run_rows([x.data_ptr()], [y.data_ptr()], 1)
 
 
 def test_the_orders_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ class Plan:
         items: both, in order.
         shapes: what every node gives.
         whole: the items as one function of inputs of the planned shapes, dtypes and devices.
-        direct: whether that is one program and nothing else.
+        direct: whether that is programs and nothing else.
         used: when it was last used, in calls.
     """
 
@@ -153,16 +153,28 @@ def _needed(items: Sequence[Item]) -> list[Item]:
 
 
 def _direct(items: Sequence[Item]) -> Callable[..., Tensor] | None:
-    """The one program that is all there is between the inputs and a result, if so."""
+    """The items as one function, if they are programs and nothing else."""
     stretches = [item for item in items if isinstance(item, Lowered)]
     nodes = [item for item in items if isinstance(item, fx.Node)]
     inputs, others = [n for n in nodes if n.op == "placeholder"], [n for n in nodes if n.op != "placeholder"]
-    if len(stretches) != 1 or len(others) != 1 or others[0].op != "output":
+    if not stretches or [n.op for n in others] != ["output"]:
         return None
-    segment = stretches[0].segment
-    if inputs != segment.inputs or list(others[0].args) != segment.outputs:
+    result = others[0].args[0]
+    read = {node for item in stretches for node in item.segment.inputs}
+    if not set(inputs) <= read or not isinstance(result, fx.Node) or result in inputs:
         return None
-    return stretches[0].direct()
+    calls = [(item.direct(), item.segment.inputs, item.segment.outputs) for item in stretches]
+    first, reads, writes = calls[0]
+    if len(calls) == 1 and inputs == reads and writes == [result]:
+        return lambda *args: first(*args)[0]
+
+    def whole(*args: Tensor) -> Tensor:
+        env = dict(zip(inputs, args, strict=True))
+        for call, reads, writes in calls:
+            env.update(zip(writes, call(*[env[n] for n in reads]), strict=True))
+        return env[result]
+
+    return whole
 
 
 class _Stretch(nn.Module):

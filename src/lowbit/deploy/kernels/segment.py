@@ -71,18 +71,16 @@ class Lowered:
     def _runner(self) -> Any:
         return self.program.run_rows if self.rows else self.program.run
 
-    def direct(self) -> Callable[..., Tensor] | None:
-        """`run` without its checks, for inputs known to be as planned; None where there is more to do than to run."""
-        if len(self.shapes) != 1:
-            return None
-        run, shape, number = self._runner(), tuple(self.shapes[0]), self.shapes[0][0]
+    def direct(self) -> Callable[..., list[Tensor]]:
+        """`run` without its checks, for inputs that are known to be as planned."""
+        run, shapes, number = self._runner(), [tuple(shape) for shape in self.shapes], self.shapes[0][0]
         empty, dtype, device = torch.empty, torch.float32, torch.device("cpu")
 
-        def call(*inputs: Tensor) -> Tensor:
+        def call(*inputs: Tensor) -> list[Tensor]:
             given = [t if t.is_contiguous() and not t.is_neg() else t.contiguous().resolve_neg() for t in inputs]
-            output = empty(shape, dtype=dtype, device=device)
-            run([t.data_ptr() for t in given], [output.data_ptr()], number)
-            return output
+            outputs = [empty(shape, dtype=dtype, device=device) for shape in shapes]
+            run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], number)
+            return outputs
 
         return call
 
