@@ -144,6 +144,42 @@ def test_rows_that_are_given_back() -> None:
             assert all(torch.equal(a, b) for a, b in zip(model(x), compiled(x), strict=True))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_rows_of_what_the_kernels_did_not_compute(size: tuple[int, int]) -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+            self.head = nn.Linear(3 * size[0] * size[1], 9)
+            self.last = nn.Linear(9, 5)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            return y, self.last(self.head(x.sigmoid().flatten(1)))
+
+    torch.manual_seed(0)
+    model = trained(Apart(), torch.randn(4, 3, *size))
+    compiled = lowbit.compile(model, threads=1)
+    for batch in (1, 3):
+        for form in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(batch, 3, *size).contiguous(memory_format=form)
+            with torch.no_grad():
+                assert all(torch.equal(a, b) for a, b in zip(model(x), compiled(x), strict=True))
+        seen, expected = compiled.observe(x).tensors(), observe(model, x).tensors()
+        assert all(torch.equal(value, expected[key]) for key, value in seen.items())
+
+
+def test_rows_of_the_input() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(60, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5))
+    model = trained(net, torch.randn(4, 3, 4, 5))
+    compiled = lowbit.compile(model, threads=1)
+    for batch in (1, 3, 70):
+        assert_same(model, compiled, torch.randn(batch, 3, 4, 5))
+        assert_same(model, compiled, torch.randn(batch, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+        assert not on_torch(compiled, torch.randn(batch, 3, 4, 5))
+
+
 def test_examples_in_disorder_are_no_rows() -> None:
     """A view that does not keep the examples apart, although it could be taken for one that does."""
 

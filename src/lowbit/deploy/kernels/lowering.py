@@ -114,7 +114,9 @@ class Lowering:
         found: dict[fx.Node, tuple[int, int, int]] = {}
         for node in (*self.segment.inputs, *self.segment.nodes):
             channels, height, width = (*self.shapes[node].shape[1:], 1, 1)[:3]
-            found[node] = channels, height, self.rows or width
+            found[node] = channels, height, width
+            if self.rows:
+                found[node] = channels * height * width, 1, self.rows
             if self.segment.kinds.get(node) in ("flatten", "relu", "same"):
                 source = node.args[0]
                 assert isinstance(source, fx.Node)

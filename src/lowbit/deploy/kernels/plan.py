@@ -58,7 +58,7 @@ def make_plan(traced: fx.GraphModule, args: Sequence[Tensor], threads: int, isa:
     reached: set[fx.Node] = set()  # what depends on the current stretch
     for node in traced.graph.nodes:
         kind = kind_of(node, modules, shapes) if on_cpu else None
-        if kind is not None and not _joins(node, kind, kinds, current, shapes):
+        if kind == "mean" and not _computed(node.args[0], kinds, current):
             kind = None
         apart = bool(current) and kind is not None and _differ(shapes[current[0]], shapes[node], kind)
         if kind is not None and not apart:
@@ -101,19 +101,6 @@ def _differ(first: Tensor, other: Tensor, kind: Kind) -> bool:
     if first.ndim == other.ndim or other.shape[0] == 1:
         return False
     return first.ndim == 2 or kind not in ("mean", "flatten")
-
-
-def _joins(
-    node: fx.Node,
-    kind: Kind,
-    kinds: Mapping[fx.Node, Kind],
-    current: Sequence[fx.Node],
-    shapes: Mapping[fx.Node, Tensor],
-) -> bool:
-    """Whether a node that makes rows of maps may be the kernels' where it stands: not without the maps."""
-    if kind == "mean":
-        return _computed(node.args[0], kinds, current)
-    return kind != "flatten" or node.args[0] in current or shapes[node].shape[0] == 1
 
 
 def _computed(node: Any, kinds: Mapping[fx.Node, Kind], current: Sequence[fx.Node]) -> bool:
