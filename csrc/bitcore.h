@@ -13,6 +13,7 @@ namespace lowbit {
 struct BitCore {
   const char* name;  // "avx512", "avx2", "neon", "portable"
   int words;         // 64-bit words of one lane vector in the wide form
+  int rate;          // products in a cycle, about, with all that surrounds them
   bool has_narrow;   // whether the narrow form exists (null pointers otherwise)
 
   // Bytes of a packed row set, and its packing. bits[m * K + k] is 1 for a weight of +1 and 0 for −1.

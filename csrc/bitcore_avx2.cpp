@@ -74,6 +74,6 @@ struct Avx2 {
 
 }  // namespace
 
-const BitCore avx2_bit_core = wide_core<Avx2>("avx2");
+const BitCore avx2_bit_core = wide_core<Avx2>("avx2", 130);
 
 }  // namespace lowbit

@@ -272,7 +272,7 @@ size_t scratch_size(int M, int K, int depth) {
 }
 
 constexpr BitCore core() {
-  BitCore c = wide_core<Avx512>("avx512");
+  BitCore c = wide_core<Avx512>("avx512", 300);
   c.has_narrow = true;
   c.narrow_packed_size = NarrowForm::packed_size;
   c.narrow_pack = NarrowForm::pack;

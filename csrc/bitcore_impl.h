@@ -518,10 +518,11 @@ LOWBIT_INLINE void expand_by_bytes(const uint64_t* counter, size_t stride, int d
 }
 
 template <class V>
-constexpr BitCore wide_core(const char* name) {
+constexpr BitCore wide_core(const char* name, int rate) {
   using Wide = WideForm<V>;
   BitCore core{};
   core.name = name;
+  core.rate = rate;
   core.words = V::kWords;
   core.has_narrow = false;
   core.packed_size = Wide::packed_size;

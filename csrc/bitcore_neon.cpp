@@ -47,7 +47,7 @@ struct Neon {
 
 }  // namespace
 
-const BitCore neon_bit_core = wide_core<Neon>("neon");
+const BitCore neon_bit_core = wide_core<Neon>("neon", 100);
 
 }  // namespace lowbit
 

@@ -45,6 +45,6 @@ struct Pair {
 
 }  // namespace
 
-const BitCore portable_bit_core = wide_core<Pair>("portable");
+const BitCore portable_bit_core = wide_core<Pair>("portable", 60);
 
 }  // namespace lowbit

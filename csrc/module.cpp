@@ -83,17 +83,18 @@ int codes(Program& program, int channels, int height, int width, int margin, int
   return program.codes(channels, height, width, margin, c);
 }
 
-// Addresses of contiguous float tensors, [images][channels][height][width]; lowbit.deploy.kernels.lowering answers for them.
+// Addresses of contiguous float tensors, [images][channels][height][width] or [rows][channels]; lowbit.deploy.kernels.lowering answers for them.
+template <void (Program::*method)(const std::vector<const float*>&, const std::vector<float*>&, int)>
 void run(Program& program, const std::vector<std::uintptr_t>& inputs, const std::vector<std::uintptr_t>& outputs,
-         int images) {
-  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size() || images < 0)
+         int number) {
+  if (inputs.size() != program.inputs().size() || outputs.size() != program.outputs().size() || number < 0)
     throw std::invalid_argument("wrong number of tensors");
   std::vector<const float*> from;
   std::vector<float*> to;
   for (const auto address : inputs) from.push_back(reinterpret_cast<const float*>(address));
   for (const auto address : outputs) to.push_back(reinterpret_cast<float*>(address));
   nb::gil_scoped_release release;
-  program.run(from, to, images);
+  (program.*method)(from, to, number);
 }
 
 }  // namespace
@@ -140,6 +141,7 @@ NB_MODULE(_kernels, m) {
       .def("map", [](Program& p, int input, const nb::list& steps) { p.map(input, steps_of(steps)); })
       .def("pool", &Program::pool)
       .def("subsample", &Program::subsample)
+      .def("mean", &Program::mean)
       .def("convolve",
            [](Program& p, int input, const Bytes& weights, std::tuple<int, int> stride, std::tuple<int, int> padding,
               std::tuple<int, int> dilation, int groups, int low, int step, int bits, const nb::list& steps) {
@@ -169,7 +171,8 @@ NB_MODULE(_kernels, m) {
              p.convolve(std::move(c));
            })
       .def("finish", &Program::finish)
-      .def("run", &run)
+      .def("run", &run<&Program::run>)
+      .def("run_rows", &run<&Program::run_rows>)
       .def("read_codes",
            [](const Program& p, int value, nb::ndarray<std::int32_t, nb::c_contig, nb::device::cpu> out) {
              const Value& v = p.value(value);
@@ -177,6 +180,7 @@ NB_MODULE(_kernels, m) {
                throw std::invalid_argument("not a value of codes of that size");
              p.read_codes(value, out.data());
            })
+      .def_prop_ro("planes_worth", &Program::planes_worth)
       .def("profile", &Program::profile)
       .def("seconds", &Program::seconds)
       .def("workspace", &Program::workspace)

@@ -64,7 +64,8 @@ class Map final : public Operation {
   // A picture that the caller gives: it is read where it is, and not copied first.
   bool few_channels() const {
     const auto& inputs = program_.inputs();
-    return program_.value(input_).channels <= widest_few && steps_.only_bytes() &&
+    return program_.value(input_).channels <= widest_few && program_.value(input_).geometry.height > 1 &&
+           steps_.only_bytes() &&
            std::find(inputs.begin(), inputs.end(), input_) != inputs.end();
   }
 

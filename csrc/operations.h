@@ -138,5 +138,6 @@ std::unique_ptr<Operation> make_pool(const Program& program, int input, int outp
 std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes,
                                     const PixelCore& core);
 std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride);
+std::unique_ptr<Operation> make_mean(const Program& program, int input, int output, int lanes);
 
 }  // namespace lowbit

@@ -123,7 +123,7 @@ void Program::subsample(int input, int output, int stride) {
 
 void Program::choose_layouts() {
   for (Value& v : values_) v.pixels = !v.is_codes;
-  for (const int v : inputs_) values_[static_cast<std::size_t>(v)].pixels = value(v).geometry.flat() == 1;
+  for (const int v : inputs_) values_[static_cast<std::size_t>(v)].pixels = value(v).geometry.height == 1;
   for (bool changed = true; changed;) {
     changed = false;
     for (Planned& operation : planned_) {
@@ -136,6 +136,10 @@ void Program::choose_layouts() {
       }
     }
   }
+}
+
+void Program::mean(int input, int output, int lanes) {
+  plan([=] { return make_mean(*this, input, output, lanes); }, {}, {}, false);
 }
 
 void Program::finish() {
@@ -173,8 +177,11 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
     const float* source = inputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
     worker.given[static_cast<std::size_t>(inputs_[i])] = source;
     if (!copied_[i]) continue;
-    if (v.pixels) {  // one position
-      std::memcpy(worker.pixels(inputs_[i]), source, sizeof(float) * v.channels);
+    if (v.pixels) {  // one line
+      float* target = worker.pixels(inputs_[i]);
+      if (plane == 1) std::memcpy(target, source, sizeof(float) * v.channels);
+      for (std::size_t x = 0; x < plane && plane > 1; ++x, target += channels_wide(v.channels))
+        for (int c = 0; c < v.channels; ++c) target[c] = source[c * plane + x];
       continue;
     }
     for (int c = 0; c < v.channels; ++c)
@@ -182,17 +189,7 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
         std::memcpy(worker.floats(inputs_[i], c) + y * g.pitch, source + c * plane + y * g.width,
                     sizeof(float) * g.width);
   }
-  Context context{worker, workers_, pool};
-  if (profiling_ && &worker == workers_[0].get()) {
-    for (std::size_t i = 0; i < operations_.size(); ++i) {
-      const double start = processor_time();
-      operations_[i]->run(context);
-      const double taken = processor_time() - start;
-      seconds_[i] = seconds_[i] > 0 ? std::min(seconds_[i], taken) : taken;
-    }
-  } else {
-    for (const auto& operation : operations_) operation->run(context);
-  }
+  operate(worker, pool);
   for (std::size_t i = 0; i < outputs_.size(); ++i) {
     const Value& v = value(outputs_[i]);
     const Geometry& g = v.geometry;
@@ -215,6 +212,20 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
   }
 }
 
+void Program::operate(Worker& worker, Pool* pool) {
+  Context context{worker, workers_, pool};
+  if (profiling_ && &worker == workers_[0].get()) {
+    for (std::size_t i = 0; i < operations_.size(); ++i) {
+      const double start = processor_time();
+      operations_[i]->run(context);
+      const double taken = processor_time() - start;
+      seconds_[i] = seconds_[i] > 0 ? std::min(seconds_[i], taken) : taken;
+    }
+  } else {
+    for (const auto& operation : operations_) operation->run(context);
+  }
+}
+
 void Program::run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images) {
   if (!finished_) throw std::logic_error("finish() comes before run()");
   const std::lock_guard<std::mutex> lock(running_);  // the workspaces serve one call at a time
@@ -223,6 +234,46 @@ void Program::run(const std::vector<const float*>& inputs, const std::vector<flo
     return;
   }
   for (int image = 0; image < images; ++image) run_image(*workers_[0], inputs, outputs, image, &pool_);
+}
+
+void Program::run_rows(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int rows) {
+  if (!finished_) throw std::logic_error("finish() comes before run_rows()");
+  for (const std::vector<int>& all : {inputs_, outputs_})
+    for (int i : all)
+      if (value(i).geometry.height != 1 || value(i).geometry.width < rows)
+        throw std::invalid_argument("these are no maps of one line with a position for each row");
+  const std::lock_guard<std::mutex> lock(running_);
+  Worker& worker = *workers_[0];
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    const Value& v = value(inputs_[i]);
+    if (v.pixels) {
+      const int wide = channels_wide(v.channels);
+      for (int row = 0; row < rows; ++row)
+        std::memcpy(worker.pixels(inputs_[i]) + row * wide, inputs[i] + static_cast<std::size_t>(row) * v.channels,
+                    sizeof(float) * v.channels);
+      continue;
+    }
+    for (int c = 0; c < v.channels; ++c) {
+      float* target = worker.floats(inputs_[i], c);
+      for (int row = 0; row < rows; ++row) target[row] = inputs[i][static_cast<std::size_t>(row) * v.channels + c];
+      std::fill(target + rows, target + v.geometry.width, 0.0f);
+    }
+  }
+  operate(worker, pool_.size() > 1 ? &pool_ : nullptr);
+  for (std::size_t i = 0; i < outputs_.size(); ++i) {
+    const Value& v = value(outputs_[i]);
+    if (v.pixels) {
+      const int wide = channels_wide(v.channels);
+      for (int row = 0; row < rows; ++row)
+        std::memcpy(outputs[i] + static_cast<std::size_t>(row) * v.channels, worker.pixels(outputs_[i]) + row * wide,
+                    sizeof(float) * v.channels);
+      continue;
+    }
+    for (int c = 0; c < v.channels; ++c) {
+      const float* source = worker.floats(outputs_[i], c);
+      for (int row = 0; row < rows; ++row) outputs[i][static_cast<std::size_t>(row) * v.channels + c] = source[row];
+    }
+  }
 }
 
 void Program::read_codes(int index, std::int32_t* numbers) const {

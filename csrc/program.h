@@ -87,11 +87,16 @@ class Program {
   void map(int input, std::vector<Step> steps);
   void pool(int input, int output, int kernel, int stride, int padding);  // the largest of a window
   void subsample(int input, int output, int stride);  // channels beyond the input's are 0
+  // The mean of each channel, on a map of one position. `lanes`: 0: added up one by one, or the lanes of the cascade.
+  void mean(int input, int output, int lanes);
   void output(int value);
   void finish();  // chooses how the floats lie, and makes the operations
 
   // inputs and outputs: contiguous [images][channels][height][width] each, in the order they were declared.
   void run(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int images);
+
+  // The same for maps of one line, whose positions are the examples: [rows][channels] each, no more rows than positions.
+  void run_rows(const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int rows);
 
   // The codes' numbers n of the last image that worker 0 ran, [channels][height][width].
   void read_codes(int value, std::int32_t* numbers) const;
@@ -101,6 +106,8 @@ class Program {
   const std::vector<int>& inputs() const { return inputs_; }
   const std::vector<int>& outputs() const { return outputs_; }
   std::size_t workspace() const;
+  // How many products of two bits cost as much as one of bytes: up to that, planes are the faster.
+  double planes_worth() const { return static_cast<double>(core_->rate) / bytes_->traits.byte_rate; }
   std::string describe() const;
 
   // When asked for: the least processor time in seconds that each operation has taken on one thread, in the order of
@@ -122,6 +129,7 @@ class Program {
   void choose_layouts();
   void run_image(Worker& worker, const std::vector<const float*>& inputs, const std::vector<float*>& outputs, int image,
                  Pool* pool);
+  void operate(Worker& worker, Pool* pool);
 
   const BitCore* core_;
   const PixelCore* bytes_;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any, cast
@@ -47,7 +48,8 @@ class CompiledModule(nn.Module):
         self._prepare()
 
     def _prepare(self) -> None:
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[tuple[Any, ...] | None, Plan] = {}
+        self._clock = itertools.count()
         self._attributes: dict[str, Any] = {}
         self._lone = False
         self._traced: fx.GraphModule | None = None
@@ -73,7 +75,7 @@ class CompiledModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The network and the options: programs and workspaces are made anew."""
-        own = ("_plans", "_attributes", "_traced", "_lone", "why_not")
+        own = ("_plans", "_clock", "_attributes", "_traced", "_lone", "why_not")
         state = {key: value for key, value in self.__dict__.items() if key not in own}
         state["_modules"] = {key: value for key, value in self._modules.items() if key != "_traced"}
         return state
@@ -97,8 +99,13 @@ class CompiledModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the trained network returns."""
+        key = None if kwargs else _key(args)
+        known = self._plans.get(key)
+        if known is not None and known.direct:  # nothing of torch's, which would want to know about gradients
+            known.used = next(self._clock)
+            return known.whole(*args)
         with torch.no_grad():
-            if self._traced is None or kwargs or not all(isinstance(a, Tensor) for a in args):
+            if self._traced is None or key is None:
                 return self._model(*args, **kwargs)
             plan = self._plan(args)
             return self._model(*args) if plan is None else plan.whole(*args)
@@ -195,9 +202,8 @@ class CompiledModule(nn.Module):
 
     def _plan(self, args: Sequence[Tensor]) -> Plan | None:
         """The plan for inputs of these shapes, or None where the model turned out not to be what its trace says."""
-        autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-        key = tuple((tuple(a.shape), a.dtype, a.device) for a in args), autocast
-        plan = self._plans.pop(key, None)
+        key = _key(args)
+        plan = self._plans.get(key)
         if plan is None:
             assert self._traced is not None
             plan = make_plan(self._traced, [a.clone() for a in args], self.threads, self.isa)
@@ -205,8 +211,9 @@ class CompiledModule(nn.Module):
                 self._decline("what it computes depends on more than its trace shows")
                 return None
             while len(self._plans) >= _KEPT_PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
-        self._plans[key] = plan  # the last used comes last
+                self._plans.pop(min(list(self._plans.items()), key=lambda item: item[1].used)[0], None)
+            self._plans[key] = plan
+        plan.used = next(self._clock)
         return plan
 
     def _agrees(self, plan: Plan, args: Sequence[Tensor]) -> bool:
@@ -234,6 +241,13 @@ class CompiledModule(nn.Module):
             elif item.op not in ("placeholder", "output"):
                 lines.append(f"torch: {item.target}")
         return "\n".join(lines)
+
+
+def _key(args: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What a plan depends on, or None if the arguments are not all tensors."""
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+    known = [(a.shape, a.dtype, a.device) for a in args if isinstance(a, Tensor)]
+    return (autocast, *known) if len(known) == len(args) else None
 
 
 def _fixed(model: nn.Module, threads: int) -> nn.Module:

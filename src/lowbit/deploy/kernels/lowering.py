@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from lowbit.deploy.kernels.averaging import averaging, order_of
 from lowbit.deploy.kernels.epilogue import (
     AddValue,
     Affine,
@@ -22,11 +23,12 @@ from lowbit.deploy.kernels.epilogue import (
     thresholds,
 )
 from lowbit.deploy.kernels.segment import Lowered, Segment
-from lowbit.deploy.kernels.tracing import Kind, on_planes, pooling, subsampling
-from lowbit.layers import FakeQuantize, affine
+from lowbit.deploy.kernels.tracing import Kind, bytes_fit, planes_fit, pooling, subsampling
+from lowbit.layers import FakeQuantize, QuantConv2d, affine
 
 _ROUNDINGS = {"nearest": 0, "up": 1, "sign": 2}
-_EXTENDING = ("norm", "relu", "add", "same", "pool")
+_EXTENDING = ("norm", "relu", "add", "same", "flatten", "pool")
+FEWEST_POSITIONS = 16  # from which on bit planes are worth their vectors of 64 and more
 LARGEST_BAND = 1 << 14  # channels × width up to which a band of sums fits the second-level cache
 
 
@@ -76,8 +78,9 @@ class Lowering:
         self.program = kernels.Program(threads, isa)
         self.rows = 0
         first = shapes[segment.nodes[0]]
-        if first.ndim == 2:
-            self.rows = first.shape[0] if first.shape[0] == 1 else -(-first.shape[0] // 64) * 64
+        if first.ndim == 2 and first.shape[0] > 1:
+            self.rows = first.shape[0]
+        self.maps = self._find_maps()
         self.margins = self._find_margins()
         self.values: dict[fx.Node, int] = {}  # floats that exist
         self.chains: dict[fx.Node, _Chain] = {}  # values on their way
@@ -88,7 +91,7 @@ class Lowering:
     def build(self) -> Lowered:
         """The finished program."""
         for node in self.segment.inputs:
-            self.values[node] = self.program.input(*self._form(self.shapes[node]))
+            self.values[node] = self.program.input(*self._form(node))
             self._quantize_from(node, _Chain(None, self.values[node], []))
         for node in self.segment.nodes:
             self._lower(node)
@@ -103,11 +106,32 @@ class Lowering:
     def _module(self, node: fx.Node) -> Any:
         return self.modules[str(node.target)]
 
-    def _form(self, tensor: Tensor) -> tuple[int, int, int, int]:
-        if self.rows:
-            return tensor.shape[1], 1, self.rows, 0
-        height, width = tensor.shape[2:]
-        return tensor.shape[1], height, width, self.margins.get((height, width), 0)
+    def _form(self, node: fx.Node) -> tuple[int, int, int, int]:
+        channels, height, width = self.maps[node]
+        return channels, height, width, self.margins.get((height, width), 0)
+
+    def _find_maps(self) -> dict[fx.Node, tuple[int, int, int]]:
+        """Channels, height and width of every value. Maps that were flattened stay maps, whose layers cover them."""
+        found: dict[fx.Node, tuple[int, int, int]] = {}
+        for node in (*self.segment.inputs, *self.segment.nodes):
+            channels, height, width = (*self.shapes[node].shape[1:], 1, 1)[:3]
+            found[node] = channels, height, width
+            if self.rows:
+                found[node] = channels * height * width, 1, self.rows
+            if self.segment.kinds.get(node) in ("flatten", "relu", "same"):
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                found[node] = found[source]
+        return found
+
+    def _window(self, node: fx.Node) -> tuple[Any, ...]:
+        """Kernel, stride, padding, dilation and groups of a layer."""
+        layer, source = self._module(node), node.args[0]
+        if isinstance(layer, QuantConv2d):
+            return layer.kernel_size, layer.stride, _both(layer), layer.dilation, layer.groups
+        assert isinstance(source, fx.Node)
+        kernel = (1, 1) if self.rows else self.maps[source][1:]
+        return kernel, (1, 1), (0, 0), (1, 1), 1
 
     def _find_margins(self) -> dict[tuple[int, ...], int]:
         """How many positions lie between two rows, for each size of a map: what its layers need."""
@@ -115,19 +139,19 @@ class Lowering:
         for node in self.segment.nodes:
             if self.segment.kinds[node] != "layer" or self.rows:
                 continue
-            layer, source = self._module(node), node.args[0]
+            source = node.args[0]
             assert isinstance(source, fx.Node)
-            pads = _both(layer)
-            taps = [k * layer.dilation[1] - pads[1] for k in range(layer.kernel_size[1])]
-            spread = taps[-1] // layer.stride[1] - taps[0] // layer.stride[1]
-            before, after = (tuple(self.shapes[n].shape[2:]) for n in (source, node))
-            direct = before == after and tuple(layer.stride) == (1, 1)
+            kernel, stride, pads, dilation, _ = self._window(node)
+            taps = [k * dilation[1] - pads[1] for k in range(kernel[1])]
+            spread = taps[-1] // stride[1] - taps[0] // stride[1]
+            before, after = self.maps[source][1:], self.maps[node][1:]
+            direct = before == after and tuple(stride) == (1, 1)
             found[before] = max(found.get(before, 0), *pads)
             found[after] = max(found.get(after, 0), 0 if direct else spread)
         return found
 
     def _floats(self, node: fx.Node) -> int:
-        return int(self.program.floats(*self._form(self.shapes[node])))
+        return int(self.program.floats(*self._form(node)))
 
     def _lower(self, node: fx.Node) -> None:
         kind = self.segment.kinds[node]
@@ -141,7 +165,7 @@ class Lowering:
             chain = self._extended(sources[0], [Rectify()])
         elif kind == "add":
             chain = self._added(sources)
-        elif kind == "same":
+        elif kind in ("same", "flatten"):
             chain = self._extended(sources[0], [])
         else:
             chain = self._moved(node, sources[0], kind)
@@ -182,7 +206,7 @@ class Lowering:
         return self.segment.nodes.index(one) > self.segment.nodes.index(other)
 
     def _moved(self, node: fx.Node, source: fx.Node, kind: Kind) -> _Chain:
-        """A pooling, or a choice of positions and channels: a value of another shape."""
+        """A pooling, a mean, or a choice of positions and channels: a value of another shape."""
         if kind == "pool" and (fused := self._pooled(node, source)) is not None:
             return fused
         if source in self.chains:
@@ -193,6 +217,11 @@ class Lowering:
             window = pooling(self._module(node))
             assert window is not None
             self.program.pool(self.values[source], self.values[node], *window)
+        elif kind == "mean":
+            height, width = self.maps[source][1:]
+            average = averaging(node, self.modules, (height, width))
+            assert average is not None
+            self.program.mean(self.values[source], self.values[node], order_of(average, height, width))
         else:
             found = subsampling(node)
             assert found is not None
@@ -249,7 +278,7 @@ class Lowering:
             assert isinstance(quantize, FakeQuantize)
             staircase = staircase_of(quantize)
             assert staircase is not None
-            planes = on_planes(self._module(user))
+            planes = self._on_planes(user)
             same = [v for v, s in made.items() if _alike(s, staircase) and forms[v] == planes]
             value = same[0] if same else self._codes_value(node, staircase, planes)
             made[value], forms[value] = staircase, planes
@@ -258,8 +287,20 @@ class Lowering:
             self.codes[user] = value
         return made
 
+    def _on_planes(self, node: fx.Node) -> bool:
+        """Whether a layer's sums are best computed on bit planes, whose vectors are positions, rather than on bytes."""
+        layer = self._module(node)
+        if not bytes_fit(layer):
+            return True
+        staircase = staircase_of(layer.input_quantizer)
+        assert staircase is not None
+        product = staircase.bits * layer.weight_quantizer.quantizer.integer_grid.bits
+        _, height, width = self.maps[node]
+        full = height * width >= FEWEST_POSITIONS
+        return planes_fit(layer) and full and product <= self.program.planes_worth
+
     def _codes_value(self, node: fx.Node, s: Staircase, planes: bool) -> int:
-        form = self._form(self.shapes[node])
+        form = self._form(node)
         how = not planes, _ROUNDINGS[s.rounding], s.reciprocal, s.least, s.most, s.keep
         return int(self.program.codes(*form, s.bits, s.low, s.step, *how))
 
@@ -314,10 +355,8 @@ class Lowering:
         n, _ = layer.weight_quantizer.integers(layer.weight.detach())
         grid = layer.weight_quantizer.quantizer.integer_grid
         index = ((n - grid.low) / grid.step).to(torch.uint8)
-        place: tuple[Any, ...] = (1, 1), (0, 0), (1, 1), 1
-        if n.ndim == 4:
-            place = layer.stride, _both(layer), layer.dilation, layer.groups
-        weights = _array(index.reshape(index.shape[0], index.shape[1], *index.shape[2:] or (1, 1)))
+        kernel, *place = self._window(node)
+        weights = _array(index.reshape(index.shape[0], -1, *kernel))
         return self.codes[node], weights, *place, grid.low, grid.step, grid.bits
 
 

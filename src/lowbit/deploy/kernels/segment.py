@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,16 +63,26 @@ class Lowered:
                     f"it had {tuple(shape)} and float32 for the first input of this shape: shapes that depend on the "
                     "data cannot be compiled; run the model itself"
                 )
-        if not self.rows or given[0].shape[0] == 1:  # one row is one column
-            images = given[0].shape[0]
-            outputs = tuple(_empty(images, *shape[1:]) for shape in self.shapes)
-            self.program.run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], images)
+        number = given[0].shape[0]
+        outputs = tuple(_empty(number, *shape[1:]) for shape in self.shapes)
+        self._runner()([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], number)
+        return outputs
+
+    def _runner(self) -> Any:
+        return self.program.run_rows if self.rows else self.program.run
+
+    def direct(self) -> Callable[..., list[Tensor]]:
+        """`run` without its checks, for inputs that are known to be as planned."""
+        run, shapes, number = self._runner(), [tuple(shape) for shape in self.shapes], self.shapes[0][0]
+        empty, dtype, device = torch.empty, torch.float32, torch.device("cpu")
+
+        def call(*inputs: Tensor) -> list[Tensor]:
+            given = [t if t.is_contiguous() and not t.is_neg() else t.contiguous().resolve_neg() for t in inputs]
+            outputs = [empty(shape, dtype=dtype, device=device) for shape in shapes]
+            run([t.data_ptr() for t in given], [t.data_ptr() for t in outputs], number)
             return outputs
-        wide = [_as_columns(t, self.rows) for t in given]
-        results = [_empty(shape[1], self.rows) for shape in self.shapes]
-        self.program.run([t.data_ptr() for t in wide], [t.data_ptr() for t in results], 1)
-        count = given[0].shape[0]
-        return tuple(t[:, :count].T.contiguous() for t in results)
+
+        return call
 
     def read_codes(self, node: fx.Node, shape: tuple[int, ...]) -> Tensor:
         """The codes' whole numbers (int32) that the layer of `node` read in the last run, of one image."""
@@ -83,12 +93,6 @@ class Lowered:
         found = torch.empty(shape[1:], dtype=torch.int32, device="cpu")
         self.program.read_codes(self.codes[node], found.numpy())
         return found[None]
-
-
-def _as_columns(x: Tensor, width: int) -> Tensor:
-    wide = _empty(x.shape[1], width).zero_()
-    wide[:, : x.shape[0]] = x.T
-    return wide
 
 
 def _empty(*shape: int) -> Tensor:

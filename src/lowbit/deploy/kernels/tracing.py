@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from lowbit.deploy.kernels.averaging import averaging, order_of
 from lowbit.deploy.kernels.epilogue import staircase_of
 from lowbit.layers import (
     ExactBatchNorm1d,
@@ -21,8 +22,8 @@ from lowbit.layers import (
 )
 from lowbit.layers.inspect import QUANT_LAYERS
 
-Kind: TypeAlias = Literal["layer", "norm", "relu", "add", "subsample", "pool", "same"]
-KERNEL_PRODUCT = 2  # weight bits × activation bits up to which bit planes beat bytes
+Kind: TypeAlias = Literal["layer", "norm", "relu", "add", "subsample", "pool", "same", "mean", "flatten"]
+MOST_PLANES = 16  # weight bits × activation bits
 LONGEST_COUNT = 2**24  # the counters' range
 LONGEST_BYTES = 2**28 // (255 * 128)  # products of bytes that a sum of 32 bits holds, with room for its offsets
 LONGEST_STRIDE = 16
@@ -30,6 +31,7 @@ LONGEST_STRIDE = 16
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", "relu_", torch.relu_)
 _ADDS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d)
 _NORMS = {2: ExactBatchNorm1d, 4: ExactBatchNorm2d}
 _NEVER_VIEWS = (  # modules whose result is no view of what they read
     nn.modules.conv._ConvNd,
@@ -79,9 +81,51 @@ def trace(model: nn.Module) -> fx.GraphModule:
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
         else:
             node.target = _INPLACE_METHODS[str(node.target)]
+    for node in traced.graph.nodes:
+        if _keeps_examples(node):
+            node.op, node.target, node.args = "call_function", examples_flat, node.args[:1]
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+def examples_flat(x: Tensor) -> Tensor:
+    """Shape (N, everything else): what `x.view(x.size(0), -1)` gives, without a node for the size."""
+    return x.reshape(x.shape[0], -1)
+
+
+_RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view", examples_flat)
+
+
+def _keeps_examples(node: fx.Node) -> bool:
+    """Whether a node is `x.view(x.size(0), -1)` or the like."""
+    if node.op != "call_method" or node.target not in ("view", "reshape") or node.kwargs:
+        return False
+    source, *given = node.args
+    if len(given) == 1 and isinstance(given[0], (tuple, list)):
+        given = list(given[0])
+    rest = len(given) == 2 and isinstance(given[1], int) and given[1] == -1
+    return rest and _first_length(given[0]) is source
+
+
+def _first_length(node: Any) -> Any:
+    """x, if a node is `x.size(0)`, `x.size()[0]` or `x.shape[0]`."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.op == "call_method" and node.target == "size":
+        return node.args[0] if node.args[1:] == (0,) and not node.kwargs else None
+    if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(node.args[0], fx.Node):
+        return None
+    return node.args[0].args[0] if _is_shape(node.args[0]) else None
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return (node.target, node.args[1:]) in ((getattr, ("shape",)), ("size", ())) and not node.kwargs
+
+
+def only_says_sizes(node: fx.Node) -> bool:
+    """Whether a node is a tensor's shape or number of examples, and changes nothing."""
+    return _is_shape(node) or _first_length(node) is not None
 
 
 def writes_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -134,25 +178,65 @@ class Shapes(fx.Interpreter):
 
 def kind_of(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Tensor]) -> Kind | None:
     """What a node is to the kernels, or None where torch has to run it."""
-    result, sources = shapes.get(node), [shapes.get(n) for n in node.all_input_nodes]
+    result, sources = shapes.get(node), [shapes.get(n) for n in node.all_input_nodes if not _is_length(n)]
     tensors = [result, *sources]
     if any(t is None or t.dtype != torch.float32 or t.ndim not in (2, 4) or not t.numel() for t in tensors):
         return None
     assert result is not None
-    if len({t.ndim for t in tensors if t is not None}) != 1:
+    if (reshaped := _reshaped_kind(node, modules, shapes)) is not None:
+        return reshaped
+    if len({t.ndim for t in tensors if t is not None}) != 1 or len(sources) != len(node.all_input_nodes):
         return None
     if node.op == "call_module":
         return _module_kind(modules[str(node.target)], result) if not node.kwargs else None
     if node.op not in ("call_function", "call_method"):
         return None
     if node.target in _RELUS:
-        return "relu"
+        return "relu" if node.args else None
+    if node.target in _DROPOUTS:
+        return "same" if (*node.args[2:3], node.kwargs.get("training")) in ((False, None), (False,)) else None
     if node.target in _ADDS:
         plain = len(node.args) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args)
         return "add" if plain and all(s is not None and s.shape == result.shape for s in sources) else None
     if subsampling(node) is not None:
         return "subsample"
     return None
+
+
+def _is_length(node: fx.Node) -> bool:
+    """Whether a node is the number of examples of one of the model's inputs, which the plan's shapes fix."""
+    source = _first_length(node)
+    return isinstance(source, fx.Node) and source.op == "placeholder"
+
+
+def _reshaped_kind(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Tensor]) -> Kind | None:
+    """A mean over maps, or maps as rows: what makes 2-D values of 4-D ones."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or source not in shapes:
+        return None
+    before, after = shapes[source].shape, shapes[node].shape
+    height, width = (*before[2:], 1, 1)[:2]
+    average = averaging(node, modules, (height, width)) if len(before) == 4 else None
+    if average is not None:
+        return None if order_of(average, height, width) is None else "mean"
+    if node.op == "call_module":
+        reshapes = type(modules[str(node.target)]) is nn.Flatten
+    else:
+        reshapes = node.op in ("call_function", "call_method") and node.target in _RESHAPES
+    if not reshapes or tuple(after) != (before[0], before[1:].numel()):
+        return None
+    if len(before) == 2:
+        return "same"
+    return "flatten" if height * width == 1 or _only_layers_read(node, modules, shapes) else None
+
+
+def _only_layers_read(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Mapping[fx.Node, Tensor]) -> bool:
+    """Whether all that reads a map as a row, number by number aside, are layers, which may as well read the map."""
+    kinds = {user: kind_of(user, modules, shapes) for user in node.users}
+    through = {user: kind in ("relu", "same") for user, kind in kinds.items()}
+    return bool(kinds) and all(
+        kind == "layer" or (through[user] and _only_layers_read(user, modules, shapes)) for user, kind in kinds.items()
+    )
 
 
 def _module_kind(module: nn.Module, result: Tensor) -> Kind | None:
@@ -186,18 +270,26 @@ def _fits(layer: Any) -> bool:
     staircase = staircase_of(layer.input_quantizer)
     if staircase is None or staircase.rounding == "up":
         return False
-    step = layer.weight_quantizer.quantizer.integer_grid.step
-    bytes_fit = staircase.rounding != "sign" and layer.weight[0].numel() * step < LONGEST_BYTES
-    return on_planes(layer) or bytes_fit
+    return planes_fit(layer) or bytes_fit(layer)
 
 
-def on_planes(layer: Any) -> bool:
-    """Whether a layer's sums are best computed on bit planes, rather than on bytes."""
+def bytes_fit(layer: Any) -> bool:
+    """Whether a layer's sums can be computed on bytes: what pads a map needs a code for 0."""
     staircase = staircase_of(layer.input_quantizer)
     assert staircase is not None
     grid = layer.weight_quantizer.quantizer.integer_grid
-    product = staircase.bits * grid.bits
-    if product > KERNEL_PRODUCT and not (staircase.rounding == "sign" and product <= 8):
+    padded = isinstance(layer, QuantConv2d) and layer.padding not in ("valid", (0, 0))
+    signed = -128 <= grid.low and grid.low + grid.step * (2**grid.bits - 1) <= 127
+    fan_in = layer.weight[0].numel()
+    return signed and fan_in * grid.step < LONGEST_BYTES and not (padded and staircase.rounding == "sign")
+
+
+def planes_fit(layer: Any) -> bool:
+    """Whether a layer's sums can be computed on bit planes."""
+    staircase = staircase_of(layer.input_quantizer)
+    assert staircase is not None
+    grid = layer.weight_quantizer.quantizer.integer_grid
+    if staircase.bits > 4 or grid.bits > 4 or staircase.bits * grid.bits > MOST_PLANES:
         return False
     balance = 2 * grid.low // grid.step + 2**grid.bits - 1
     fan_in = layer.weight[0].numel()
