@@ -279,7 +279,7 @@ def bytes_fit(layer: Any) -> bool:
     assert staircase is not None
     grid = layer.weight_quantizer.quantizer.integer_grid
     padded = isinstance(layer, QuantConv2d) and layer.padding not in ("valid", (0, 0))
-    signed = -128 <= grid.low and grid.low + grid.step * (2**grid.bits - 1) <= 127
+    signed = grid.low >= -128 and grid.low + grid.step * (2**grid.bits - 1) <= 127
     fan_in = layer.weight[0].numel()
     return signed and fan_in * grid.step < LONGEST_BYTES and not (padded and staircase.rounding == "sign")
 
