@@ -94,7 +94,7 @@ class BitVectors final : public Operation {
       for (int m = 0; m < count; ++m) sums[m] = sums[m] * slope + shared;
       BlockStep steps[most_steps];
       const int number = steps_.resolve_pixels(context.data, first, position, steps);
-      core_.finish(sums, at_once, 1, count, 1, offsets_.data() + first, steps, number);
+      core_.finish(sums, {1, 1, count, 0, 0, 0}, 1, offsets_.data() + first, steps, number);
     });
   }
 

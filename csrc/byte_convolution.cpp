@@ -247,7 +247,7 @@ class ByteOperation : public Operation {
   }
 
  protected:
-  // Takes the sums of `pixels` from position (y, x) on, of channels from `first` to `end`.
+  // Takes the sums of `pixels` of `rows` rows from position (y, x) on, of channels from `first` to `end`.
   class Delivery {
    public:
     Delivery(const ByteOperation& operation, Worker& worker, int first, int end)
@@ -257,11 +257,14 @@ class ByteOperation : public Operation {
       else
         number_ = operation.steps_.resolve_pixels(worker, first, 0, steps_);
     }
-    void operator()(int y, int x, int pixels, const std::int32_t* sums, std::ptrdiff_t stride) {
+    void operator()(int y, int x, int pixels, int rows, const std::int32_t* sums, std::ptrdiff_t stride,
+                    std::ptrdiff_t row) {
       const ByteOperation& o = operation_;
       const std::int64_t position = static_cast<std::int64_t>(y) * o.out_.pitch + x;
       if (o.by_channel_) {
-        o.core_.transpose(sums, stride, pixels, end_ - first_, row_ + position, o.row_size());
+        for (int i = 0; i < rows; ++i)
+          o.core_.transpose(sums + i * row, stride, pixels, end_ - first_, row_ + position + i * o.out_.pitch,
+                            o.row_size());
         return;
       }
       for (int i = 0; i < number_; ++i) {
@@ -269,7 +272,8 @@ class ByteOperation : public Operation {
         if (steps_[i].bytes) steps_[i].bytes += (position - position_) * steps_[i].row;
       }
       position_ = position;
-      o.core_.finish(sums, stride, pixels, end_ - first_, o.windows_.slope(), o.windows_.offsets(first_), steps_, number_);
+      o.core_.finish(sums, {pixels, rows, end_ - first_, stride, row, o.out_.pitch}, o.windows_.slope(),
+                     o.windows_.offsets(first_), steps_, number_);
     }
 
    private:
@@ -327,14 +331,15 @@ class ByteConv final : public ByteOperation {
       Delivery deliver(*this, context.data, first, last);
       int turn = 0;
       for (int y = out_.height * band / bands_, rows; y < bottom; y += rows) {
-        rows = std::min(2, bottom - y);
+        rows = std::min(rows_at_once(), bottom - y);
         windows_.each_part(out_.width, most_at_once, [&](int left, int width) {
           const std::ptrdiff_t stride = windows_.stride(), below = width * stride;
-          windows_.each_piece(y, rows, left, width, [&](const Windows::Piece& piece) {
-            windows_.run(context.data, block, end, piece, turn++, sums + (piece.x - left) * stride, stride,
-                         piece.below ? below : piece.pixels * stride);
-          });
-          for (int row = 0; row < rows; ++row) deliver(y + row, left, width, sums + row * below, stride);
+          for (int row = 0; row < rows; row += 2)
+            windows_.each_piece(y + row, std::min(2, rows - row), left, width, [&](const Windows::Piece& piece) {
+              windows_.run(context.data, block, end, piece, turn++, sums + row * below + (piece.x - left) * stride,
+                           stride, piece.below ? below : piece.pixels * stride);
+            });
+          deliver(y, left, width, rows, sums, stride, below);
         });
       }
     });
@@ -342,11 +347,13 @@ class ByteConv final : public ByteOperation {
   }
 
   std::size_t scratch() const override {
-    return up64(4 * (2 * static_cast<std::size_t>(std::min(most_at_once, out_.width)) * windows_.stride() + 64));
+    const auto pixels = static_cast<std::size_t>(std::min(most_at_once, out_.width)) * rows_at_once();
+    return up64(4 * (pixels * windows_.stride() + 64));
   }
 
  private:
   static constexpr int most_at_once = 56;  // pixels of a row whose sums wait for the steps
+  int rows_at_once() const { return std::max(2, 112 / out_.width / 2 * 2); }
   const int sets_;
   int bands_ = 1;
 };
@@ -417,7 +424,7 @@ class PooledByteConv final : public ByteOperation {
       for (int i = from; i < to; ++i) rows[i - from] = of_row(sums, i);
       core_.pool(rows, to - from, c_.inner.width, wide(), c_.pool_kernel, c_.pool_stride, c_.pool_padding, out_.width,
                  falls_ ? flip_.data() : nullptr, column, largest);
-      deliver(y, 0, out_.width, largest, wide());
+      deliver(y, 0, out_.width, 1, largest, wide(), 0);
     }
   }
 

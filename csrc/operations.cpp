@@ -84,7 +84,7 @@ class Map final : public Operation {
         for (int c = 0; c < v.channels; ++c) {
           step.bytes = bytes + c * size;
           const float* from = picture + (static_cast<std::int64_t>(c) * g.height + top) * g.width;
-          core_.finish_floats(from, 0, 1, rows * g.width, &step, 1);
+          core_.finish_floats(from, {1, 1, rows * g.width, 0, 0, 0}, &step, 1);
         }
         for (int y = 0; y < rows; ++y)
           core_.interleave(bytes + y * g.width, size, v.channels, g.width, steps[i].bytes + y * g.pitch * v.channels);
@@ -104,18 +104,21 @@ class Map final : public Operation {
                       v.channels, g.width, row, wide);
       BlockStep steps[most_steps];
       const int number = steps_.resolve_pixels(context.data, 0, position, steps);
-      core_.finish_floats(reinterpret_cast<const float*>(row), wide, g.width, v.channels, steps, number);
+      core_.finish_floats(reinterpret_cast<const float*>(row), {g.width, 1, v.channels, wide, 0, 0}, steps, number);
     });
   }
 
   void run_pixels(Context& context) {
     const Value& v = program_.value(input_);
     const int wide = channels_wide(v.channels);
-    context.each(v.geometry.height, [&](int y, char*) {
+    constexpr int rows = 4;
+    context.each((v.geometry.height + rows - 1) / rows, [&](int band, char*) {
+      const int y = band * rows, count = std::min(rows, v.geometry.height - y);
       BlockStep steps[most_steps];
-      const std::int64_t position = y * v.geometry.pitch;
+      const std::int64_t pitch = v.geometry.pitch, position = y * pitch;
       const int number = steps_.resolve_pixels(context.data, 0, position, steps);
-      core_.finish_floats(context.data.pixels(input_) + position * wide, wide, v.geometry.width, v.channels, steps, number);
+      core_.finish_floats(context.data.pixels(input_) + position * wide,
+                          {v.geometry.width, count, v.channels, wide, pitch * wide, pitch}, steps, number);
     });
   }
 

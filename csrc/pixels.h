@@ -38,6 +38,12 @@ struct DepthwiseTile {
   std::ptrdiff_t stride;
 };
 
+// Pixels of a few rows: their sums or floats are `stride` apart, those of rows `row`; their positions in a map `pitch`.
+struct PixelBlock {
+  int pixels, rows, channels;
+  std::ptrdiff_t stride, row, pitch;
+};
+
 struct PixelTraits {
   int quads;                // runs of a window are filled up to a multiple of this many quads
   int byte_rate, bit_rate;  // products in a cycle, about: of bytes, and counted
@@ -66,10 +72,9 @@ struct PixelCore {
   // The steps of an epilogue for channels of some pixels, from y = float(sums·slope + offsets[channel]) on, or from
   // floats. In a step, factors and floats are of the first channel, whole vectors of them; `row` is the distance from
   // one pixel to the next, for factors 1 or, where one number serves all channels, 0.
-  void (*finish)(const std::int32_t* sums, std::ptrdiff_t stride, int pixels, int channels, std::int32_t slope,
-                 const std::int32_t* offsets, const BlockStep* steps, int number);
-  void (*finish_floats)(const float* y, std::ptrdiff_t stride, int pixels, int channels, const BlockStep* steps,
-                        int number);
+  void (*finish)(const std::int32_t* sums, const PixelBlock& block, std::int32_t slope, const std::int32_t* offsets,
+                 const BlockStep* steps, int number);
+  void (*finish_floats)(const float* y, const PixelBlock& block, const BlockStep* steps, int number);
 
   // out[x] = the largest of (sums ^ flip) over the rows given and the columns x·stride − padding … + kernel − 1 that
   // exist, ^ flip again, for each channel (a multiple of 16): flip = −1 finds the smallest; no flip: 0. `column` holds a

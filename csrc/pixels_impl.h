@@ -295,105 +295,117 @@ static inline void put_codes(Ints codes, std::uint8_t* to, int count) {
 }
 
 template <bool bias, bool other, bool relu, bool store_too, class Source>
-static inline void finish_usual_pixels(const Usual& u, int pixels, int channels, const Source& source) {
+static inline void finish_usual_pixels(const Usual& u, const PixelBlock& given, const Source& source) {
   const bool near = u.quantize && u.quantize->quantizer->rounding == Rounding::nearest;
-  for (int c = 0; c < channels; c += lanes_wide) {
+  // Copies: what is written might alter what the steps refer to.
+  const PixelBlock block = given;
+  const Quantizer q = u.quantize ? *u.quantize->quantizer : Quantizer{};
+  const std::ptrdiff_t added_row = other ? u.other->row : 0, stored_row = store_too ? u.store->row : 0;
+  const std::ptrdiff_t codes_row = u.quantize ? u.quantize->row : 0;
+  for (int c = 0; c < block.channels; c += lanes_wide) {
     const Reals m = factors_of(u.m, c, 1.0f), b = factors_of(u.b, c, -0.0f);
     const Reals slope = factors_of(u.slope, c, 1.0f), offset = factors_of(u.offset, c, -0.0f);
-    const auto of_channels = source(c);
-    // Copies: what is written might alter what the steps refer to.
-    const float* added = other ? u.other->floats + c : nullptr;
-    float* stored = store_too ? u.store->floats + c : nullptr;
-    const std::ptrdiff_t added_row = other ? u.other->row : 0, stored_row = store_too ? u.store->row : 0;
-    const auto value = [=](int p) __attribute__((always_inline)) {
-      Reals y = of_channels(p) * m;
-      if (bias) y += b;
-      y = y * slope + offset;
-      if (other) y += load(added + p * added_row);
-      if (relu) y = larger(Reals{}, y);
-      if (store_too) std::memcpy(stored + p * stored_row, &y, sizeof y);
-      return y;
-    };
-    if (!u.quantize) {
-      for (int p = 0; p < pixels; ++p) value(p);
-      continue;
+    for (int row = 0; row < block.rows; ++row) {
+      const auto of_channels = source(c, row);
+      const std::ptrdiff_t position = row * block.pitch;
+      const float* added = other ? u.other->floats + position * added_row + c : nullptr;
+      float* stored = store_too ? u.store->floats + position * stored_row + c : nullptr;
+      const auto value = [=](int p) __attribute__((always_inline)) {
+        Reals y = of_channels(p) * m;
+        if (bias) y += b;
+        y = y * slope + offset;
+        if (other) y += load(added + p * added_row);
+        if (relu) y = larger(Reals{}, y);
+        if (store_too) std::memcpy(stored + p * stored_row, &y, sizeof y);
+        return y;
+      };
+      if (!u.quantize) {
+        for (int p = 0; p < block.pixels; ++p) value(p);
+        continue;
+      }
+      std::uint8_t* to = u.quantize->bytes + position * codes_row + c;
+      if (near && block.channels - c >= lanes_wide)
+        for (int p = 0; p < block.pixels; ++p, to += codes_row) put_codes(nearest_codes(value(p), q), to, lanes_wide);
+      else
+        for (int p = 0; p < block.pixels; ++p, to += codes_row)
+          put_codes(any_codes_of(value(p), q), to, block.channels - c);
     }
-    std::uint8_t* to = u.quantize->bytes + c;
-    const std::ptrdiff_t row = u.quantize->row;
-    const Quantizer q = *u.quantize->quantizer;
-    if (near && channels - c >= lanes_wide)
-      for (int p = 0; p < pixels; ++p, to += row) put_codes(nearest_codes(value(p), q), to, lanes_wide);
-    else
-      for (int p = 0; p < pixels; ++p, to += row) put_codes(any_codes_of(value(p), q), to, channels - c);
   }
 }
 
 template <class Source>
-static inline void finish_any_pixels(int pixels, int channels, const BlockStep* steps, int number, const Source& source) {
-  for (int c = 0; c < channels; c += lanes_wide) {
-    const auto of_channels = source(c);
-    for (int p = 0; p < pixels; ++p) {
-      Reals y = of_channels(p);
-      for (const BlockStep* step = steps; step < steps + number; ++step) {
-        switch (step->kind) {
-          case StepKind::multiply: y *= factors_of(step, c, 1.0f); break;
-          case StepKind::add: y += factors_of(step, c, -0.0f); break;
-          case StepKind::add_value: y += load(step->floats + p * step->row + c); break;
-          case StepKind::relu: y = larger(Reals{}, y); break;
-          case StepKind::store: std::memcpy(step->floats + p * step->row + c, &y, sizeof y); break;
-          default: put_codes(any_codes_of(y, *step->quantizer), step->bytes + p * step->row + c, channels - c);
+static inline void finish_any_pixels(const PixelBlock& block, const BlockStep* steps, int number, const Source& source) {
+  for (int c = 0; c < block.channels; c += lanes_wide)
+    for (int row = 0; row < block.rows; ++row) {
+      const auto of_channels = source(c, row);
+      for (int p = 0; p < block.pixels; ++p) {
+        Reals y = of_channels(p);
+        const std::ptrdiff_t position = row * block.pitch + p;
+        for (const BlockStep* step = steps; step < steps + number; ++step) {
+          const std::ptrdiff_t at = position * step->row + c;
+          switch (step->kind) {
+            case StepKind::multiply: y *= factors_of(step, c, 1.0f); break;
+            case StepKind::add: y += factors_of(step, c, -0.0f); break;
+            case StepKind::add_value: y += load(step->floats + at); break;
+            case StepKind::relu: y = larger(Reals{}, y); break;
+            case StepKind::store: std::memcpy(step->floats + at, &y, sizeof y); break;
+            default: put_codes(any_codes_of(y, *step->quantizer), step->bytes + at, block.channels - c);
+          }
         }
       }
     }
-  }
 }
 
 template <bool bias, class Source>
-static inline void finish_with(const Usual& u, int pixels, int channels, const Source& source) {
+static inline void finish_with(const Usual& u, const PixelBlock& block, const Source& source) {
   switch ((u.other ? 4 : 0) + (u.relu ? 2 : 0) + (u.store ? 1 : 0)) {
-    case 0: return finish_usual_pixels<bias, false, false, false>(u, pixels, channels, source);
-    case 1: return finish_usual_pixels<bias, false, false, true>(u, pixels, channels, source);
-    case 2: return finish_usual_pixels<bias, false, true, false>(u, pixels, channels, source);
-    case 3: return finish_usual_pixels<bias, false, true, true>(u, pixels, channels, source);
-    case 4: return finish_usual_pixels<bias, true, false, false>(u, pixels, channels, source);
-    case 5: return finish_usual_pixels<bias, true, false, true>(u, pixels, channels, source);
-    case 6: return finish_usual_pixels<bias, true, true, false>(u, pixels, channels, source);
-    default: return finish_usual_pixels<bias, true, true, true>(u, pixels, channels, source);
+    case 0: return finish_usual_pixels<bias, false, false, false>(u, block, source);
+    case 1: return finish_usual_pixels<bias, false, false, true>(u, block, source);
+    case 2: return finish_usual_pixels<bias, false, true, false>(u, block, source);
+    case 3: return finish_usual_pixels<bias, false, true, true>(u, block, source);
+    case 4: return finish_usual_pixels<bias, true, false, false>(u, block, source);
+    case 5: return finish_usual_pixels<bias, true, false, true>(u, block, source);
+    case 6: return finish_usual_pixels<bias, true, true, false>(u, block, source);
+    default: return finish_usual_pixels<bias, true, true, true>(u, block, source);
   }
 }
 
-// source(c)(p) gives a vector of y
+// source(c, row)(p) gives a vector of y
 template <class Source>
-static inline void finish_pixels(int pixels, int channels, const BlockStep* steps, int number, const Source& source) {
+static inline void finish_pixels(const PixelBlock& block, const BlockStep* steps, int number, const Source& source) {
   Usual u;
-  if (!usual(steps, number, u)) return finish_any_pixels(pixels, channels, steps, number, source);
+  if (!usual(steps, number, u)) return finish_any_pixels(block, steps, number, source);
   // Codes that start at 0 clip what a ReLU clips.
   if (u.relu && !u.store && u.quantize && u.quantize->quantizer->rounding != Rounding::sign &&
       u.quantize->quantizer->low >= 0 && u.quantize->quantizer->reciprocal > 0)
     u.relu = false;
   if (u.b)
-    finish_with<true>(u, pixels, channels, source);
+    finish_with<true>(u, block, source);
   else
-    finish_with<false>(u, pixels, channels, source);
+    finish_with<false>(u, block, source);
 }
 
-static void finish(const std::int32_t* sums, std::ptrdiff_t stride, int pixels, int channels, std::int32_t slope,
-                   const std::int32_t* offsets, const BlockStep* steps, int number) {
+static void finish(const std::int32_t* sums, const PixelBlock& block, std::int32_t slope, const std::int32_t* offsets,
+                   const BlockStep* steps, int number) {
+  const std::ptrdiff_t stride = block.stride, row_size = block.row;
   if (slope == 1)  // the usual case: no product
-    return finish_pixels(pixels, channels, steps, number, [=](int c) {
-      return [from = sums + c, stride, offset = load(offsets + c)](int p) { return real(load(from + p * stride) + offset); };
+    return finish_pixels(block, steps, number, [=](int c, int row) {
+      return [from = sums + row * row_size + c, stride, offset = load(offsets + c)](int p) {
+        return real(load(from + p * stride) + offset);
+      };
     });
-  finish_pixels(pixels, channels, steps, number, [=](int c) {
-    return [from = sums + c, stride, slope, offset = load(offsets + c)](int p) {
+  finish_pixels(block, steps, number, [=](int c, int row) {
+    return [from = sums + row * row_size + c, stride, slope, offset = load(offsets + c)](int p) {
       return real(load(from + p * stride) * slope + offset);
     };
   });
 }
 
-static void finish_pixel_floats(const float* y, std::ptrdiff_t stride, int pixels, int channels, const BlockStep* steps,
-                                int number) {
-  finish_pixels(pixels, channels, steps, number,
-                [=](int c) { return [from = y + c, stride](int p) { return load(from + p * stride); }; });
+static void finish_pixel_floats(const float* y, const PixelBlock& block, const BlockStep* steps, int number) {
+  const std::ptrdiff_t stride = block.stride, row_size = block.row;
+  finish_pixels(block, steps, number, [=](int c, int row) {
+    return [from = y + row * row_size + c, stride](int p) { return load(from + p * stride); };
+  });
 }
 
 // ---- moving ----
