@@ -150,13 +150,14 @@ struct NarrowForm {
 
   class Chain {
    public:
-    LOWBIT_INLINE Chain(const uint64_t* planes, int K) : plane_(planes + (K & 1)), left_(K - (K & 1)) {
+    LOWBIT_INLINE Chain(const uint64_t* planes, std::ptrdiff_t stride, int K)
+        : plane_(planes + (K & 1) * stride), stride_(stride), left_(K - (K & 1)) {
       sum_ = V::xor_(K & 1 ? V::broadcast(planes) : V::zero(), complement<4>());
     }
     LOWBIT_INLINE void tabulate(uint8_t* tables, int count) {
       const int real = smaller(count, left_ / 2);
-      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2)
-        tabulate_pair(tables, V::broadcast(plane_), V::broadcast(plane_ + 1));
+      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2 * stride_)
+        tabulate_pair(tables, V::broadcast(plane_), V::broadcast(plane_ + stride_));
       left_ -= 2 * real;
       for (int i = real; i < count; ++i, tables += kTableBytes) tabulate_pair(tables, V::zero(), V::zero());
     }
@@ -174,6 +175,7 @@ struct NarrowForm {
       sum_ = _mm512_ternarylogic_epi64(sum_, x, y, kParity);
     }
     const uint64_t* plane_;
+    std::ptrdiff_t stride_;
     int left_;
     Reg sum_;  // complemented where the choice has π
   };
@@ -203,11 +205,13 @@ struct NarrowForm {
     }
   }
 
-  static size_t scratch_size(int M, int K, int depth) { return scratch_bytes<V, NarrowForm>(ceil_div(M, 8), K, depth); }
+  static size_t scratch_size(int M, int K, int depth, int digits) {
+    return scratch_bytes<V, NarrowForm>(ceil_div(M, 8), K, depth, digits);
+  }
 
-  static void add(const uint64_t* planes, int K, const uint8_t* packed, int M, int shift, int depth, uint64_t* counters,
-                  void* scratch) {
-    add_product<V, NarrowForm>(planes, K, packed, ceil_div(M, 8), shift, depth, counters, scratch);
+  static void add(const uint64_t* planes, std::ptrdiff_t stride, int K, const uint8_t* const* packed, int digits, int M,
+                  int shift, int depth, uint64_t* counters, void* scratch) {
+    add_product<V, NarrowForm>(planes, stride, K, packed, digits, ceil_div(M, 8), shift, depth, counters, scratch);
   }
 
   template <int Bits>
@@ -266,8 +270,9 @@ struct NarrowForm {
   }
 };
 
-size_t scratch_size(int M, int K, int depth) {
-  const size_t wide = WideForm<Avx512>::scratch_size(M, K, depth), narrow = NarrowForm::scratch_size(M, K, depth);
+size_t scratch_size(int M, int K, int depth, int digits) {
+  const size_t wide = WideForm<Avx512>::scratch_size(M, K, depth, digits);
+  const size_t narrow = NarrowForm::scratch_size(M, K, depth, digits);
   return wide > narrow ? wide : narrow;
 }
 

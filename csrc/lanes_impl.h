@@ -107,11 +107,14 @@ static void shifted(const std::uint64_t* source, std::ptrdiff_t row, int rows, s
   source += position >> 6;
   const int right = static_cast<int>(position & 63);
 #if defined(__AVX512F__)
-  if (words == 8) {
+  if (words > 1) {
     const __m128i to_right = _mm_cvtsi32_si128(right), to_left = _mm_cvtsi32_si128(64 - right);  // 64 gives 0
-    for (int i = 0; i < rows; ++i, source += row, out += 8)
-      _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srl_epi64(_mm512_loadu_si512(source), to_right),
-                                               _mm512_sll_epi64(_mm512_loadu_si512(source + 1), to_left)));
+    const __mmask8 some = static_cast<__mmask8>((1 << words) - 1);
+    for (int i = 0; i < rows; ++i, source += row, out += words) {
+      const __m512i low = _mm512_srl_epi64(_mm512_maskz_loadu_epi64(some, source), to_right);
+      const __m512i high = _mm512_sll_epi64(_mm512_maskz_loadu_epi64(some, source + 1), to_left);
+      _mm512_mask_storeu_epi64(out, some, _mm512_or_si512(low, high));
+    }
     return;
   }
 #endif
@@ -120,6 +123,74 @@ static void shifted(const std::uint64_t* source, std::ptrdiff_t row, int rows, s
     return;
   }
   for (int i = 0; i < rows; ++i, source += row, out += words) shift_row(source, right, words, out);
+}
+
+static inline std::uint64_t word_at(const std::uint64_t* source, std::int64_t bit) {
+  const std::uint64_t* word = source + (bit >> 6);
+  const int right = static_cast<int>(bit & 63);
+  return right ? (word[0] >> right) | (word[1] << (64 - right)) : word[0];
+}
+
+// Every other bit, moved together.
+static inline std::uint64_t every_other(std::uint64_t bits) {
+#if defined(__AVX512F__)  // and so BMI2, where it is fast
+  return _pext_u64(bits, 0x5555555555555555ull);
+#else
+  bits &= 0x5555555555555555ull;
+  bits = (bits | (bits >> 1)) & 0x3333333333333333ull;
+  bits = (bits | (bits >> 2)) & 0x0f0f0f0f0f0f0f0full;
+  bits = (bits | (bits >> 4)) & 0x00ff00ff00ff00ffull;
+  bits = (bits | (bits >> 8)) & 0x0000ffff0000ffffull;
+  return (bits | (bits >> 16)) & 0x00000000ffffffffull;
+#endif
+}
+
+static inline void append(std::uint64_t bits, int count, std::uint64_t* out, std::int64_t at) {
+  if (count < 64) bits &= (1ull << count) - 1;
+  const int left = static_cast<int>(at & 63);
+  out[at >> 6] |= bits << left;
+  if (left + count > 64) out[(at >> 6) + 1] |= bits >> (64 - left);
+}
+
+static void pick(const std::uint64_t* source, std::int64_t position, std::int64_t step, int stride, int count, int rows,
+                 std::uint64_t* out, std::int64_t at, std::int64_t out_step) {
+  if (rows > 0 && stride == 2 && count <= 32) {  // a row at once; the word that rows share stays in a register
+    const std::uint64_t some = (1ull << count) - 1;
+    std::int64_t word = at >> 6;
+    std::uint64_t held = out[word];
+    for (int row = 0; row < rows; ++row, position += step, at += out_step) {
+      const std::uint64_t bits = every_other(word_at(source, position)) & some;
+      for (; word < at >> 6; held = out[++word]) out[word] = held;
+      const int left = static_cast<int>(at & 63);
+      held |= bits << left;
+      if (left + count <= 64) continue;
+      out[word++] = held;
+      held = bits >> (64 - left);
+    }
+    out[word] = held;
+    return;
+  }
+  const int chunk = stride < 2 ? 64 : stride == 2 ? 32 : 1;
+  for (int row = 0; row < rows; ++row, position += step, at += out_step)
+    for (int done = 0; done < count; done += chunk) {
+      const std::uint64_t bits = word_at(source, position + static_cast<std::int64_t>(done) * stride);
+      append(stride == 2 ? every_other(bits) : bits, count - done < chunk ? count - done : chunk, out, at + done);
+    }
+}
+
+static void put(const std::uint64_t* bits, std::uint64_t flip, const std::uint64_t* mask, std::uint64_t pad, int words,
+                std::uint64_t* target) {
+#if defined(__AVX512F__)
+  const __mmask8 some = static_cast<__mmask8>((1 << words) - 1);
+  const __m512i inside = _mm512_maskz_loadu_epi64(some, mask);
+  const __m512i turned = _mm512_set1_epi64(static_cast<long long>(flip));
+  const __m512i outside = _mm512_set1_epi64(static_cast<long long>(pad));
+  const __m512i kept = _mm512_xor_si512(_mm512_maskz_loadu_epi64(some, bits), turned);
+  // inside ? kept : outside
+  _mm512_mask_storeu_epi64(target, some, _mm512_ternarylogic_epi64(inside, kept, outside, 0xca));
+#else
+  for (int w = 0; w < words; ++w) target[w] = ((bits[w] ^ flip) & mask[w]) | (pad & ~mask[w]);
+#endif
 }
 
 static void every(const std::uint8_t* source, int stride, int count, std::uint8_t* out) {
@@ -394,6 +465,12 @@ static void finish_counts(const std::int32_t* counts, std::ptrdiff_t stride, std
     finish_rows(rows, groups, steps, number, [&](int row) {
       return [from = counts + row * stride, half = offsets[row] / 2](int at) { return real(load(from + at) + half); };
     });
+  else if (slope == 1 && !shared)
+    finish_rows(rows, groups, steps, number, [&](int row) {
+      return [from = counts + row * stride, offset = offsets[row]](int at) {
+        return real((load(from + at) + offset) >> 1);
+      };
+    });
   else if (!shared)
     finish_rows(rows, groups, steps, number, [&](int row) {
       return [from = counts + row * stride, slope, offset = offsets[row]](int at) {
@@ -418,4 +495,4 @@ static void finish_floats(const float* y, std::ptrdiff_t stride, int rows, int g
 }  // namespace lowbit
 
 #define LOWBIT_LANE_OPS(NAME) \
-  { NAME, shifted, every, largest, largest_of, best_sums, best_of, finish_counts, finish_floats }
+  { NAME, shifted, pick, put, every, largest, largest_of, best_sums, best_of, finish_counts, finish_floats }

@@ -208,15 +208,11 @@ Steps::Steps(const Program& program, std::vector<Step> steps, const Geometry& ge
   }
 }
 
-void Steps::write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
-                  std::ptrdiff_t stride) const {
+void Steps::write(Worker& worker, int value, int c, int j, int group, int words, const std::uint64_t* bits,
+                  std::uint64_t flip, const LaneOps& lanes) const {
   const Value& v = program_.value(value);
-  const std::uint64_t* mask = mask_.data() + group;
-  for (int j = 0; j < v.codes.bits; ++j, bits += stride) {
-    std::uint64_t* target = worker.plane(value, c, j) + v.geometry.front / 64 + group;
-    const std::uint64_t pad = (v.codes.pad >> j) & 1 ? ~0ull : 0ull;
-    for (int w = 0; w < words; ++w) target[w] = (bits[w] & mask[w]) | (pad & ~mask[w]);
-  }
+  std::uint64_t* target = worker.plane(value, c, j) + v.geometry.front / 64 + group;
+  lanes.put(bits, flip, mask_.data() + group, (v.codes.pad >> j) & 1 ? ~0ull : 0ull, words, target);
 }
 
 int Steps::resolve(Worker& worker, int c, int group, BlockStep* resolved) const {

@@ -98,9 +98,9 @@ class Steps {
   Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry);
   // The steps for the channels from c and the groups from `group` on, in `steps` (at most `most_steps`); their number.
   int resolve(Worker& worker, int c, int group, BlockStep* steps) const;
-  // Codes that were found otherwise: bits[j * stride + w] to the value's planes.
-  void write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
-             std::ptrdiff_t stride) const;
+  // Bit j of channel c's codes, found otherwise: bits[w] ^ flip for the groups from `group` on.
+  void write(Worker& worker, int value, int c, int j, int group, int words, const std::uint64_t* bits,
+             std::uint64_t flip, const LaneOps& lanes) const;
   std::vector<int> reads() const;
   std::vector<int> writes() const;
   std::string describe() const;

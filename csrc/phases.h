@@ -56,6 +56,20 @@ class Phases {
   // 64-position groups of one plane, slack for whole vectors included.
   std::int64_t groups() const { return (rows_ * out_.pitch + spread_ + 63) / 64 + 10; }
 
+  // The rows of a phase's plane that come from rows of the input: rows(first of the plane, number, first input row, first
+  // input column, number of columns). Those before and after lie in the padding.
+  template <class F>
+  void inside(int phase, F&& rows) const {
+    const int ry = names_[static_cast<std::size_t>(phase)] / c_.stride_w;
+    const int rx = names_[static_cast<std::size_t>(phase)] % c_.stride_w;
+    const int offset = first_y_ * c_.stride_h + ry;  // input row of the plane's row 0
+    const int first = std::clamp(-floor_divide(offset, c_.stride_h), 0, rows_);
+    const int end = std::clamp(floor_divide(in_.height - 1 - offset, c_.stride_h) + 1, first, rows_);
+    rows(first, end - first, offset + first * c_.stride_h, first_x_ * c_.stride_w + rx, columns_);
+  }
+  int rows() const { return rows_; }
+  int columns() const { return columns_; }
+
   // row(input row, or −1 for one outside; first input column; number of columns; position in the plane)
   template <class F>
   void each_row(int phase, F&& row) const {
