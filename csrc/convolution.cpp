@@ -96,6 +96,7 @@ class Conv final : public Operation {
     if (!c_.thresholds.empty()) return {c_.output};
     return steps_.writes();
   }
+  std::vector<int> replaces() const override { return steps_.replaces(); }
   std::string describe() const override {
     return describe_convolution(c_, in_, out_) + (any(false) ? ", wide" : "") + (any(true) ? ", narrow" : "") +
            (phases_.direct() ? "" : ", " + std::to_string(phases_.count()) + " phases") +

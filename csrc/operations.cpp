@@ -165,6 +165,12 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
   struct Place {
     std::size_t offset, size;
     int free_after;
+    int value;  // that lies there now
+  };
+  const auto replaceable = [&](int old, int v) {
+    if (first[v] < 0 || end[old] != first[v] || program.value(old).is_codes) return false;
+    const std::vector<int> some = operations[static_cast<std::size_t>(first[v])]->replaces();
+    return std::find(some.begin(), some.end(), old) != some.end() && size_of(program.value(old)) == size_of(program.value(v));
   };
   std::vector<Place> places;
   std::vector<int> order(static_cast<std::size_t>(count));
@@ -175,12 +181,15 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
     Place* best = nullptr;
     if (!program.value(v).is_codes)  // padding bits are set once, and must not be overwritten
       for (Place& place : places)
-        if (place.free_after < first[v] && place.size >= size && (!best || place.size < best->size)) best = &place;
+        if ((place.free_after < first[v] || replaceable(place.value, v)) && place.size >= size &&
+            (!best || place.size < best->size || replaceable(place.value, v)))
+          best = &place;
     if (!best) {
-      places.push_back({layout.bytes, size, 0});
+      places.push_back({layout.bytes, size, 0, v});
       layout.bytes += size;
       best = &places.back();
     }
+    best->value = v;
     best->free_after = program.value(v).is_codes ? last + 1 : std::max(end[v], first[v]);
     layout.offsets[static_cast<std::size_t>(v)] = best->offset;
   }
@@ -256,6 +265,17 @@ std::vector<int> Steps::writes() const {
   std::vector<int> all;
   for (const Step& step : steps_)
     if (step.kind == StepKind::store || step.kind == StepKind::quantize) all.push_back(step.value);
+  return all;
+}
+
+std::vector<int> Steps::replaces() const {
+  std::vector<int> all;
+  bool stored = false;
+  for (const Step& step : steps_) {
+    if (step.kind == StepKind::add_value && stored) return {};
+    if (step.kind == StepKind::add_value) all.push_back(step.value);
+    stored = stored || step.kind == StepKind::store;
+  }
   return all;
 }
 

@@ -84,6 +84,8 @@ class Operation {
   virtual std::size_t shared() const { return 0; }  // bytes per image
   virtual std::vector<int> reads() const = 0;
   virtual std::vector<int> writes() const = 0;
+  // Floats that it reads at the very positions that it then stores at, and not again: a store may take their place.
+  virtual std::vector<int> replaces() const { return {}; }
   virtual std::string describe() const = 0;
 };
 
@@ -103,6 +105,7 @@ class Steps {
              std::uint64_t flip, const LaneOps& lanes) const;
   std::vector<int> reads() const;
   std::vector<int> writes() const;
+  std::vector<int> replaces() const;  // see Operation
   std::string describe() const;
 
  private:
