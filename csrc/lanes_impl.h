@@ -34,7 +34,7 @@ static inline Ints load(const std::int32_t* from) {
   return v;
 }
 
-static inline Reals all(float number) { return Reals{} + number; }
+static inline Reals all(float number) { return number - Reals{}; }  // a −0 stays one
 
 // The larger and the smaller; the second operand where the first is not a number.
 static inline Reals larger(Reals a, Reals b) {
@@ -277,13 +277,16 @@ static inline void put_plane(const BlockStep& step, int group, int j, std::uint6
   step.planes[j * step.plane + group] = (bits & mask) | (pad & ~mask);
 }
 
-static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step, int group) {
-  const Quantizer& q = *step.quantizer;
+static inline bool is_one_bit(const Quantizer& q) {
+  return q.rounding == Rounding::nearest && q.bits == 1 && q.low == 0;
+}
+
+static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step, const Quantizer& q, int group) {
   if (q.rounding == Rounding::sign) {
     put_plane(step, group, 0, gather_bits([&](int v) { return not_negative(y[v]); }));
     return;
   }
-  if (q.rounding == Rounding::nearest && q.bits == 1 && q.low == 0) {  // one half goes to the even code, 0
+  if (is_one_bit(q)) {  // one half goes to the even code, 0
     put_plane(step, group, 0, gather_bits([&](int v) { return above(y[v] * q.reciprocal, 0.5f); }));
     return;
   }
@@ -293,10 +296,10 @@ static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step
   for (int j = 0; j < q.bits; ++j) put_plane(step, group, j, gather_bits([&](int v) { return bit_of(codes[v], j); }));
 }
 
-static inline void write_bytes(const Reals (&y)[vectors], const BlockStep& step, int group) {
+static inline void write_bytes(const Reals (&y)[vectors], const BlockStep& step, const Quantizer& q, int group) {
   std::uint8_t* out = step.bytes + 64 * group;
   for (int v = 0; v < vectors; ++v) {
-    const Ints codes = codes_of(y[v], *step.quantizer);
+    const Ints codes = codes_of(y[v], q);
 #if defined(__AVX512F__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 16 * v),
                      _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(codes)));
@@ -332,10 +335,10 @@ static inline void finish_group(Reals (&y)[vectors], int group, const BlockStep*
         std::memcpy(step->floats + 64 * group, y, sizeof y);
         break;
       case StepKind::quantize:
-        write_planes(y, *step, group);
+        write_planes(y, *step, *step->quantizer, group);
         break;
       case StepKind::quantize_bytes:
-        write_bytes(y, *step, group);
+        write_bytes(y, *step, *step->quantizer, group);
         break;
     }
   }
@@ -379,28 +382,72 @@ static bool usual(const BlockStep* steps, int number, Usual& u) {
   return true;
 }
 
-template <bool other, bool relu, bool store, class Source>
-static inline void finish_usual(const Usual& u, int groups, const Source& source) {
-  const auto factor = [](const BlockStep* step, float none) { return all(step ? *step->factors : none); };
-  // Times 1 and plus −0 change no number at all.
-  const Reals m = factor(u.m, 1.0f), b = factor(u.b, -0.0f);
-  const Reals slope = factor(u.slope, 1.0f), offset = factor(u.offset, -0.0f);
-  for (int group = 0; group < groups; ++group) {
-    Reals y[vectors];
+// What a step's pointer is for the first row, and how far it is to the next; `none` for a step that there is not.
+template <class T>
+struct Walk {
+  T* at;
+  std::ptrdiff_t row;
+};
+
+static inline Walk<const float> factors_of(const BlockStep* step, const float* none) {
+  return step ? Walk<const float>{step->factors, step->row} : Walk<const float>{none, 0};
+}
+
+enum class Writes { nothing, one_bit, planes, bytes };
+
+template <bool other, bool store, Writes writes, class Source>
+static void finish_usual(const Usual& u, int rows, int groups, const Source& source) {
+  // Times 1 and plus −0 change no number at all, nor does the larger of it and −∞.
+  const float one = 1.0f, nothing = -0.0f;
+  const Reals least = all(u.relu ? 0.0f : -__builtin_inff());
+  Walk<const float> m = factors_of(u.m, &one), b = factors_of(u.b, &nothing);
+  Walk<const float> slope = factors_of(u.slope, &one), offset = factors_of(u.offset, &nothing);
+  const float* added = other ? u.other->floats : nullptr;
+  float* stored = store ? u.store->floats : nullptr;
+  BlockStep quantize{};
+  Quantizer how;
+  if (writes != Writes::nothing) quantize = *u.quantize, how = *u.quantize->quantizer;
+  const std::uint64_t pad = quantize.pad & 1 ? ~0ull : 0ull;
+  const Reals reciprocal = all(how.reciprocal);
+  for (int row = 0; row < rows; ++row) {
+    const auto of_row = source(row);
+    const Reals m_row = all(*m.at), b_row = all(*b.at), slope_row = all(*slope.at), offset_row = all(*offset.at);
+    for (int group = 0; group < groups; ++group) {
+      Reals y[vectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) {
-      const int at = 64 * group + v * lanes_wide;
-      y[v] = (source(at) * m + b) * slope + offset;
-      if (other) y[v] += load(u.other->floats + at);
-      if (relu) y[v] = larger(Reals{}, y[v]);
-      if (store) std::memcpy(u.store->floats + at, &y[v], sizeof(Reals));
+      for (int v = 0; v < vectors; ++v) {
+        const int at = 64 * group + v * lanes_wide;
+        y[v] = (of_row(at) * m_row + b_row) * slope_row + offset_row;
+        if (other) y[v] += load(added + at);
+        y[v] = larger(least, y[v]);  // a NaN stays, as in torch
+        if (store) std::memcpy(stored + at, &y[v], sizeof(Reals));
+      }
+      if (writes == Writes::one_bit) {  // one half goes to the even code, 0
+        const std::uint64_t bits = gather_bits([&](int v) { return above(y[v] * reciprocal, 0.5f); });
+        const std::uint64_t mask = quantize.mask[group];
+        quantize.planes[group] = (bits & mask) | (pad & ~mask);
+      }
+      if (writes == Writes::planes) write_planes(y, quantize, how, group);
+      if (writes == Writes::bytes) write_bytes(y, quantize, how, group);
     }
-    if (!u.quantize) continue;
-    if (u.quantize->kind == StepKind::quantize)
-      write_planes(y, *u.quantize, group);
-    else
-      write_bytes(y, *u.quantize, group);
+    m.at += m.row, b.at += b.row, slope.at += slope.row, offset.at += offset.row;
+    if (other) added += u.other->row;
+    if (store) stored += u.store->row;
+    if (writes == Writes::bytes) quantize.bytes += quantize.row;
+    if (writes == Writes::one_bit || writes == Writes::planes) quantize.planes += quantize.row;
   }
+}
+
+template <bool other, bool store, class Source>
+static inline void finish_usual(const Usual& u, int rows, int groups, const Source& source) {
+  if (!u.quantize)
+    finish_usual<other, store, Writes::nothing>(u, rows, groups, source);
+  else if (u.quantize->kind != StepKind::quantize)
+    finish_usual<other, store, Writes::bytes>(u, rows, groups, source);
+  else if (is_one_bit(*u.quantize->quantizer))
+    finish_usual<other, store, Writes::one_bit>(u, rows, groups, source);
+  else
+    finish_usual<other, store, Writes::planes>(u, rows, groups, source);
 }
 
 static inline void next_row(BlockStep* steps, int number) {
@@ -432,26 +479,23 @@ static void finish_rows(int rows, int groups, const BlockStep* given, int number
   BlockStep steps[most_steps];
   std::memcpy(steps, given, sizeof(BlockStep) * static_cast<std::size_t>(number));
   Usual u;
-  const bool straight = usual(steps, number, u);
+  if (usual(steps, number, u)) {
+    if (u.other && u.store)
+      finish_usual<true, true>(u, rows, groups, source);
+    else if (u.other)
+      finish_usual<true, false>(u, rows, groups, source);
+    else if (u.store)
+      finish_usual<false, true>(u, rows, groups, source);
+    else
+      finish_usual<false, false>(u, rows, groups, source);
+    return;
+  }
   for (int row = 0; row < rows; ++row, next_row(steps, number)) {
     const auto of_row = source(row);
-    if (!straight) {
-      for (int group = 0; group < groups; ++group) {
-        Reals y[vectors];
-        for (int v = 0; v < vectors; ++v) y[v] = of_row(64 * group + v * lanes_wide);
-        finish_group(y, group, steps, number);
-      }
-      continue;
-    }
-    switch ((u.other ? 4 : 0) + (u.relu ? 2 : 0) + (u.store ? 1 : 0)) {
-      case 0: finish_usual<false, false, false>(u, groups, of_row); break;
-      case 1: finish_usual<false, false, true>(u, groups, of_row); break;
-      case 2: finish_usual<false, true, false>(u, groups, of_row); break;
-      case 3: finish_usual<false, true, true>(u, groups, of_row); break;
-      case 4: finish_usual<true, false, false>(u, groups, of_row); break;
-      case 5: finish_usual<true, false, true>(u, groups, of_row); break;
-      case 6: finish_usual<true, true, false>(u, groups, of_row); break;
-      default: finish_usual<true, true, true>(u, groups, of_row);
+    for (int group = 0; group < groups; ++group) {
+      Reals y[vectors];
+      for (int v = 0; v < vectors; ++v) y[v] = of_row(64 * group + v * lanes_wide);
+      finish_group(y, group, steps, number);
     }
   }
 }
