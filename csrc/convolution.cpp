@@ -259,14 +259,13 @@ class Conv final : public Operation {
       for (int phase = 0; phase < phases_.count(); ++phase) {
         std::uint64_t* target = phase_plane(context.data, channel, j, phase);
         std::memset(target, 0, static_cast<std::size_t>(phases_.groups()) * 8);
-        phases_.inside(phase, [&](int first, int rows, int row, int column, int count) {
-          const std::int64_t from = g.front + row * g.pitch + column, pitch = out_.pitch;
-          lanes_.pick(source, from, c_.stride_h * g.pitch, c_.stride_w, count, rows, target, first * pitch, pitch);
-          if (!pad) return;
-          lanes_.pick(&pad, 0, 0, 0, count, first, target, 0, pitch);
-          const int end = first + rows;
-          lanes_.pick(&pad, 0, 0, 0, count, phases_.rows() - end, target, end * pitch, pitch);
-        });
+        const Phases::Inside& in = phases_.inside(phase);
+        const std::int64_t from = g.front + in.row * g.pitch + in.column, pitch = out_.pitch;
+        lanes_.pick(source, from, c_.stride_h * g.pitch, c_.stride_w, in.columns, in.rows, target, in.first * pitch, pitch);
+        if (!pad) continue;
+        lanes_.pick(&pad, 0, 0, 0, in.columns, in.first, target, 0, pitch);
+        const int end = in.first + in.rows;
+        lanes_.pick(&pad, 0, 0, 0, in.columns, phases_.rows() - end, target, end * pitch, pitch);
       }
     });
   }

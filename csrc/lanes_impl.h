@@ -154,20 +154,21 @@ static inline void append(std::uint64_t bits, int count, std::uint64_t* out, std
 
 static void pick(const std::uint64_t* source, std::int64_t position, std::int64_t step, int stride, int count, int rows,
                  std::uint64_t* out, std::int64_t at, std::int64_t out_step) {
-  if (rows > 0 && stride == 2 && count <= 32) {  // a row at once; the word that rows share stays in a register
+  if (stride == 2 && count <= 32 && out_step <= 64) {  // a row at once, without branches
     const std::uint64_t some = (1ull << count) - 1;
-    std::int64_t word = at >> 6;
-    std::uint64_t held = out[word];
-    for (int row = 0; row < rows; ++row, position += step, at += out_step) {
-      const std::uint64_t bits = every_other(word_at(source, position)) & some;
-      for (; word < at >> 6; held = out[++word]) out[word] = held;
-      const int left = static_cast<int>(at & 63);
+    std::uint64_t held = out[at >> 6];  // of the word that a row starts in
+    for (int row = 0; row < rows; ++row, position += step) {
+      const std::uint64_t* word = source + (position >> 6);
+      const int right = static_cast<int>(position & 63), left = static_cast<int>(at & 63);
+      const std::uint64_t bits = every_other((word[0] >> right) | (word[1] << 1 << (63 - right))) & some;
       held |= bits << left;
-      if (left + count <= 64) continue;
-      out[word++] = held;
-      held = bits >> (64 - left);
+      const std::uint64_t over = bits >> 1 >> (63 - left);
+      out[at >> 6] = held;
+      out[(at >> 6) + 1] = over;
+      const std::int64_t next = at + out_step;
+      held = next >> 6 != at >> 6 ? over : held;
+      at = next;
     }
-    out[word] = held;
     return;
   }
   const int chunk = stride < 2 ? 64 : stride == 2 ? 32 : 1;
