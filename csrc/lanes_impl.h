@@ -211,7 +211,10 @@ static void largest(float* a, const float* b, int count) {
 }
 
 static void largest_of(const float* source, int kernel, int stride, int count, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
+  if (stride == 2)
+    for (int i = 0; i < count; ++i) out[i] = source[2 * i];
+  else
+    for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
   for (int k = 1; k < kernel; ++k) {
     if (stride == 2)
       for (int i = 0; i < count; ++i) out[i] = winner(out[i], source[2 * i + k]);

@@ -97,8 +97,8 @@ class Pool2d final : public Operation {
 
 class Subsample final : public Operation {
  public:
-  Subsample(const Program& program, int input, int output, int stride)
-      : program_(program), input_(input), output_(output), stride_(stride) {
+  Subsample(const Program& program, int input, int output, int stride, const LaneOps& lanes)
+      : program_(program), input_(input), output_(output), stride_(stride), lanes_(lanes) {
     const Value &in = program.value(input), &out = program.value(output);
     if (in.is_codes || out.is_codes || out.channels < in.channels ||
         out.geometry.height != (in.geometry.height + stride - 1) / stride ||
@@ -110,14 +110,14 @@ class Subsample final : public Operation {
     const Value &in = program_.value(input_), &out = program_.value(output_);
     context.each(out.channels, [&](int c, char*) {
       float* target = context.data.floats(output_, c);
-      for (int y = 0; y < out.geometry.height; ++y, target += out.geometry.pitch) {
-        if (c >= in.channels) {
-          std::fill(target, target + out.geometry.width, 0.0f);
-          continue;
-        }
-        const float* source = context.data.floats(input_, c) + static_cast<std::int64_t>(y) * stride_ * in.geometry.pitch;
-        for (int x = 0; x < out.geometry.width; ++x) target[x] = source[static_cast<std::int64_t>(x) * stride_];
+      if (c >= in.channels) {
+        std::memset(target, 0, sizeof(float) * static_cast<std::size_t>(out.geometry.flat()));
+        return;
       }
+      const float* source = context.data.floats(input_, c);
+      for (int y = 0; y < out.geometry.height; ++y, target += out.geometry.pitch)
+        lanes_.largest_of(source + static_cast<std::int64_t>(y) * stride_ * in.geometry.pitch, 1, stride_,
+                          out.geometry.width, target);
     });
   }
   std::size_t scratch() const override { return 0; }
@@ -130,6 +130,7 @@ class Subsample final : public Operation {
  private:
   const Program& program_;
   int input_, output_, stride_;
+  const LaneOps& lanes_;
 };
 
 }  // namespace
@@ -298,8 +299,9 @@ std::unique_ptr<Operation> make_pool(const Program& program, int input, int outp
   return std::make_unique<Pool2d>(program, input, output, kernel, stride, padding, lanes);
 }
 
-std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride) {
-  return std::make_unique<Subsample>(program, input, output, stride);
+std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride,
+                                          const LaneOps& lanes) {
+  return std::make_unique<Subsample>(program, input, output, stride, lanes);
 }
 
 }  // namespace lowbit

@@ -126,6 +126,7 @@ std::unique_ptr<Operation> make_byte_convolution(const Program& program, Convolu
 std::unique_ptr<Operation> make_pool(const Program& program, int input, int output, int kernel, int stride,
                                      int padding, const LaneOps& lanes);
 std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes);
-std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride);
+std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride,
+                                          const LaneOps& lanes);
 
 }  // namespace lowbit

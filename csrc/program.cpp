@@ -105,7 +105,7 @@ void Program::pool(int input, int output, int kernel, int stride, int padding) {
 }
 
 void Program::subsample(int input, int output, int stride) {
-  operations_.push_back(make_subsample(*this, input, output, stride));
+  operations_.push_back(make_subsample(*this, input, output, stride, *lanes_));
 }
 
 void Program::finish() {
