@@ -34,7 +34,7 @@ struct BitCore {
   void (*narrow)(const std::uint64_t* planes, std::ptrdiff_t stride, int K, const std::uint8_t* const* packed,
                  int digits, int M, int shift, int depth, std::uint64_t* counters, void* scratch);
 
-  // counter[p * words + w] += 2^shift · Σ_k planes[k * stride + w], or of the complements: one counter of `words` words.
+  // counter[p * words + w] += 2^shift · Σ_k planes[k * stride + w], or of the complements; one counter of all words.
   void (*sum)(const std::uint64_t* planes, std::ptrdiff_t stride, int K, bool complement, int shift, int depth,
               std::uint64_t* counter);
 

@@ -292,8 +292,8 @@ LOWBIT_INLINE size_t scratch_bytes(int rows, int K, int depth, int digits) {
   return table_bytes<V, Form>(pairs) + digits * waiting_words<V>(pairs, rows, depth) * sizeof(uint64_t);
 }
 
-// counters += 2^shift · Σ, all digits by the same tables. Form::row_bytes(eights, last) is the size of a row's choices in
-// a block.
+// counters += 2^shift · Σ, all digits by the same tables. Form::row_bytes(eights, last) is the size of a row's choices
+// in a block.
 template <class V, class Form>
 LOWBIT_INLINE void add_product(const uint64_t* planes, std::ptrdiff_t stride, int K, const uint8_t* const* packed,
                                int digits, int rows, int shift, int depth, uint64_t* counters, void* scratch) {

@@ -81,7 +81,8 @@ class Conv final : public Operation {
   }
 
   std::size_t scratch() const override {
-    return planes_bytes() + counters_bytes() + shared_bytes + core_scratch() + std::max(codes_bytes(), counts_bytes()) + 64;
+    return planes_bytes() + counters_bytes() + shared_bytes + core_scratch() +
+           std::max(codes_bytes(), counts_bytes()) + 64;
   }
   std::size_t shared() const override {
     if (phases_.direct()) return 0;
@@ -261,7 +262,8 @@ class Conv final : public Operation {
         std::memset(target, 0, static_cast<std::size_t>(phases_.groups()) * 8);
         const Phases::Inside& in = phases_.inside(phase);
         const std::int64_t from = g.front + in.row * g.pitch + in.column, pitch = out_.pitch;
-        lanes_.pick(source, from, c_.stride_h * g.pitch, c_.stride_w, in.columns, in.rows, target, in.first * pitch, pitch);
+        lanes_.pick(source, from, c_.stride_h * g.pitch, c_.stride_w, in.columns, in.rows, target, in.first * pitch,
+                    pitch);
         if (!pad) continue;
         lanes_.pick(&pad, 0, 0, 0, in.columns, in.first, target, 0, pitch);
         const int end = in.first + in.rows;
@@ -321,6 +323,7 @@ class Conv final : public Operation {
              std::uint64_t* counters) const {
     const int sets = block.narrow ? (rows.count + 7) / 8 : rows.count;  // rows whose counters lie side by side
     const int unit = core_.words;
+    // Bytes of one counter, or of eight that lie together: the narrow form goes with vectors of eight words.
     const std::size_t each = static_cast<std::size_t>(depth_) * unit * 8;
     if (!kappa_) {
       std::memset(counters, 0, (block.narrow ? block.words : 1) * sets * each);
@@ -328,9 +331,10 @@ class Conv final : public Operation {
     }
     std::memset(shared, 0, each);
     for (int j = 0; j < in_.codes.bits; ++j)
-      core_.sum(planes + static_cast<std::size_t>(j) * k_ * block.words, block.words, k_, kappa_ < 0, j, depth_, shared);
+      core_.sum(planes + static_cast<std::size_t>(j) * k_ * block.words, block.words, k_, kappa_ < 0, j, depth_,
+                shared);
     if (!block.narrow) {
-      for (int set = 0; set < sets; ++set) std::memcpy(counters + static_cast<std::size_t>(set) * depth_ * unit, shared, each);
+      for (int set = 0; set < sets; ++set) std::memcpy(counters + set * each / 8, shared, each);
       return;
     }
     for (int w = 0; w < block.words; ++w) {
@@ -350,7 +354,8 @@ class Conv final : public Operation {
                            out + w * narrow_words(rows) / depth_ * bits);
   }
 
-  void finish_codes(Worker& worker, const Rows& rows, const Block& block, const std::uint64_t* counters, char* scratch) {
+  void finish_codes(Worker& worker, const Rows& rows, const Block& block, const std::uint64_t* counters,
+                    char* scratch) {
     const int bits = program_.value(c_.output).codes.bits, words = block.words;
     auto* codes = reinterpret_cast<std::uint64_t*>(scratch);
     auto* other = reinterpret_cast<std::uint64_t*>(scratch + codes_bytes() / 2);
@@ -367,21 +372,25 @@ class Conv final : public Operation {
         codes[i] = (codes[i] & ~here) | (other[i] & here);
       }
     }
+    const Value& out = program_.value(c_.output);
+    const std::uint64_t* mask = steps_.mask(block.group);
+    std::uint64_t* target = worker.plane(c_.output, rows.first, 0) + out.geometry.front / 64 + block.group;
     for (int m = 0; m < rows.count; ++m) {
       const std::uint64_t flip = c_.falling[static_cast<std::size_t>(rows.first + m)] ? ~0ull : 0ull;
-      for (int j = 0; j < bits; ++j) {
-        std::uint64_t gathered[widest_block];
-        const std::uint64_t* row = codes + (static_cast<std::size_t>(m) * bits + j) * words;
-        if (block.narrow) {
-          for (int w = 0; w < words; ++w) gathered[w] = codes[w * each + (m / 8 * bits + j) * 8 + m % 8];
-          row = gathered;
+      for (int j = 0; j < bits; ++j, target += out.geometry.words) {
+        const std::uint64_t pad = (out.codes.pad >> j) & 1 ? ~0ull : 0ull;
+        if (!block.narrow) {
+          lanes_.put(codes + (static_cast<std::size_t>(m) * bits + j) * words, flip, mask, pad, block.groups, target);
+          continue;
         }
-        steps_.write(worker, c_.output, rows.first + m, j, block.group, block.groups, row, flip, lanes_);
+        const std::uint64_t* row = codes + (m / 8 * bits + j) * 8 + m % 8;
+        for (int w = 0; w < words; ++w) target[w] = ((row[w * each] ^ flip) & mask[w]) | (pad & ~mask[w]);
       }
     }
   }
 
-  void finish_values(Worker& worker, const Rows& rows, const Block& block, const std::uint64_t* counters, char* scratch) {
+  void finish_values(Worker& worker, const Rows& rows, const Block& block, const std::uint64_t* counters,
+                     char* scratch) {
     const int n = 64 * block.words;
     auto* counts = reinterpret_cast<std::int32_t*>(scratch);
     for (int from = 0; from < rows.count; from += counts_rows()) {
@@ -412,8 +421,9 @@ class Conv final : public Operation {
       for (int at = 0; at < n; ++at) counts[at] = counts[at] * slope_ + usual;
       for (std::size_t kind = 1; kind <= classes_.size(); ++kind) {
         const std::int32_t more = offset(static_cast<int>(kind), m) - usual;
+        const std::uint64_t* masks = class_masks_[kind - 1].data();
         for (int w = 0; w < block.groups; ++w)
-          for (std::uint64_t rest = class_masks_[kind - 1][static_cast<std::size_t>(block.group + w)]; rest; rest &= rest - 1)
+          for (std::uint64_t rest = masks[block.group + w]; rest; rest &= rest - 1)
             counts[64 * w + __builtin_ctzll(rest)] += more;
       }
       for (int at = 0; at < n; ++at) counts[at] >>= 1;

@@ -43,8 +43,8 @@ struct LaneOps {
   void (*shifted)(const std::uint64_t* source, std::ptrdiff_t row, int rows, std::int64_t position, int words,
                   std::uint64_t* out);
 
-  // `count` bits of each of `rows` rows, a distance of `stride` apart, the first of row i at bit position + i · step; to
-  // out from bit at + i · out_step on, which is zero there (out_step ≥ count). A stride of 0 repeats one word.
+  // `count` bits of each of `rows` rows, a distance of `stride` apart, the first of row i at bit position + i · step,
+  // to out from bit at + i · out_step on, which is zero there (out_step ≥ count). A stride of 0 repeats one word.
   void (*pick)(const std::uint64_t* source, std::int64_t position, std::int64_t step, int stride, int count, int rows,
                std::uint64_t* out, std::int64_t at, std::int64_t out_step);
 

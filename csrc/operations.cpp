@@ -171,7 +171,8 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
   const auto replaceable = [&](int old, int v) {
     if (first[v] < 0 || end[old] != first[v] || program.value(old).is_codes) return false;
     const std::vector<int> some = operations[static_cast<std::size_t>(first[v])]->replaces();
-    return std::find(some.begin(), some.end(), old) != some.end() && size_of(program.value(old)) == size_of(program.value(v));
+    const bool named = std::find(some.begin(), some.end(), old) != some.end();
+    return named && size_of(program.value(old)) == size_of(program.value(v));
   };
   std::vector<Place> places;
   std::vector<int> order(static_cast<std::size_t>(count));
@@ -216,13 +217,6 @@ Steps::Steps(const Program& program, std::vector<Step> steps, const Geometry& ge
     if (!(v.geometry == geometry) || v.is_codes != (step.kind == StepKind::quantize))
       throw std::invalid_argument("a step names a value of another shape or kind");
   }
-}
-
-void Steps::write(Worker& worker, int value, int c, int j, int group, int words, const std::uint64_t* bits,
-                  std::uint64_t flip, const LaneOps& lanes) const {
-  const Value& v = program_.value(value);
-  std::uint64_t* target = worker.plane(value, c, j) + v.geometry.front / 64 + group;
-  lanes.put(bits, flip, mask_.data() + group, (v.codes.pad >> j) & 1 ? ~0ull : 0ull, words, target);
 }
 
 int Steps::resolve(Worker& worker, int c, int group, BlockStep* resolved) const {

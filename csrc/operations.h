@@ -100,9 +100,8 @@ class Steps {
   Steps(const Program& program, std::vector<Step> steps, const Geometry& geometry);
   // The steps for the channels from c and the groups from `group` on, in `steps` (at most `most_steps`); their number.
   int resolve(Worker& worker, int c, int group, BlockStep* steps) const;
-  // Bit j of channel c's codes, found otherwise: bits[w] ^ flip for the groups from `group` on.
-  void write(Worker& worker, int value, int c, int j, int group, int words, const std::uint64_t* bits,
-             std::uint64_t flip, const LaneOps& lanes) const;
+  // Of the groups from `group` on: which positions belong to the map.
+  const std::uint64_t* mask(int group) const { return mask_.data() + group; }
   std::vector<int> reads() const;
   std::vector<int> writes() const;
   std::vector<int> replaces() const;  // see Operation
