@@ -22,16 +22,22 @@ struct BitCore {
   std::size_t (*narrow_packed_size)(int M, int K);
   void (*narrow_pack)(const std::uint8_t* bits, int M, int K, std::uint8_t* packed);
 
-  // Bytes of scratch that a call needs (64-byte aligned), for the M, K and depth of that call; M is that of the packing.
-  std::size_t (*scratch_size)(int M, int K, int depth);
+  // Bytes of scratch that a call needs (64-byte aligned), for the M, K, depth and digits of that call; M is that of the
+  // packing.
+  std::size_t (*scratch_size)(int M, int K, int depth, int digits);
 
-  // counters[m] += 2^shift · Σ_k (bit of weight (m, k) ? planes[k] : ~planes[k]), as vertical counters of `depth` bits.
-  // planes: wide [K][words], narrow [K][1] words, 64-byte aligned. The caller sees to it that no count overflows depth.
+  // counters[m] += Σ_i 2^(shift + i) · Σ_k (bit of weight (m, k) in packed[i] ? planes[k] : ~planes[k]), i < digits, as
+  // vertical counters of `depth` bits. The caller sees to it that no count overflows depth.
+  // planes: wide [K][words], 64-byte aligned; narrow the words planes[k * stride].
   // Narrow: the rows from M up to the next multiple of 8 are written too, here and by compare; they mean nothing.
-  void (*wide)(const std::uint64_t* planes, int K, const std::uint8_t* packed, int M, int shift, int depth,
-               std::uint64_t* counters, void* scratch);
-  void (*narrow)(const std::uint64_t* planes, int K, const std::uint8_t* packed, int M, int shift, int depth,
-                 std::uint64_t* counters, void* scratch);
+  void (*wide)(const std::uint64_t* planes, int K, const std::uint8_t* const* packed, int digits, int M, int shift,
+               int depth, std::uint64_t* counters, void* scratch);
+  void (*narrow)(const std::uint64_t* planes, std::ptrdiff_t stride, int K, const std::uint8_t* const* packed,
+                 int digits, int M, int shift, int depth, std::uint64_t* counters, void* scratch);
+
+  // counter[p * words + w] += 2^shift · Σ_k planes[k * stride + w], or of the complements; one counter of all words.
+  void (*sum)(const std::uint64_t* planes, std::ptrdiff_t stride, int K, bool complement, int shift, int depth,
+              std::uint64_t* counter);
 
   // codes: number of thresholds[m * levels + j] (ascending in j, any int32) that are ≤ count, as `bits` bit planes:
   //   wide:   out[(m * bits + j) * words + w]

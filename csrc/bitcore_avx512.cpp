@@ -112,6 +112,117 @@ struct Avx512 {
   }
 };
 
+// ---- the counts of eight words, of 64 positions each, from vectors of planes ----
+
+// Swaps bit k of a plane's number with bit k of a position's, for two planes whose numbers differ in bit k alone. Says
+// which of the planes are not zero.
+template <int K, bool First, bool Second>
+LOWBIT_INLINE void swap_bits(__m512i& a, __m512i& b) {
+  constexpr int kShift = 1 << K;
+  constexpr long long kLow = K == 0 ? 0x5555555555555555 : K == 1 ? 0x3333333333333333 : 0x0f0f0f0f0f0f0f0f;
+  constexpr int kSelect = truth_table([](int mask, int x, int y) { return mask ? x : y; });
+  const __m512i low = _mm512_set1_epi64(kLow);
+  if constexpr (First && Second) {
+    const __m512i up = _mm512_slli_epi64(b, kShift), down = _mm512_srli_epi64(a, kShift);
+    a = _mm512_ternarylogic_epi64(low, a, up, kSelect);
+    b = _mm512_ternarylogic_epi64(low, down, b, kSelect);
+  } else if constexpr (First) {
+    b = _mm512_and_si512(_mm512_srli_epi64(a, kShift), low);
+    a = _mm512_and_si512(a, low);
+  }
+}
+
+// Eight planes, of which the first Real may be other than zero, to bytes: byte v of lane i of
+// bytes[q] is the count at position 16·v + i of word q.
+template <int Real>
+LOWBIT_INLINE void bytes_of_planes(const uint64_t* counter, int planes, __m512i* bytes) {
+  __m512i b[8];
+#pragma GCC unroll 8
+  for (int p = 0; p < 8; ++p)
+    b[p] = p < Real && p < planes ? _mm512_loadu_si512(counter + size_t(p) * 8) : _mm512_setzero_si512();
+  constexpr bool kTwo = Real > 1, kFour = Real > 2, kEight = Real > 4;
+  swap_bits<2, true, kEight>(b[0], b[4]);
+  swap_bits<2, kTwo, kEight>(b[1], b[5]);
+  swap_bits<2, kFour, kEight>(b[2], b[6]);
+  swap_bits<2, kFour, kEight>(b[3], b[7]);
+  swap_bits<1, true, kFour>(b[0], b[2]);
+  swap_bits<1, kTwo, kFour>(b[1], b[3]);
+  swap_bits<1, true, kFour>(b[4], b[6]);
+  swap_bits<1, kTwo, kFour>(b[5], b[7]);
+#pragma GCC unroll 4
+  for (int r = 0; r < 8; r += 2) swap_bits<0, true, kTwo>(b[r], b[r + 1]);
+  // Byte t of word q of b[r] is now position 8·t + r. The even t of each word go to its lower half.
+  const __m512i halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) b[r] = _mm512_shuffle_epi8(b[r], halves);
+  // Words 2·i and 2·i + 1 of four of them together, and at last the halves in the order of r.
+  __m512i four[2][4];
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const __m512i *a = b + 4 * h, low01 = _mm512_shuffle_i32x4(a[0], a[1], 0x44),
+                  low23 = _mm512_shuffle_i32x4(a[2], a[3], 0x44), high01 = _mm512_shuffle_i32x4(a[0], a[1], 0xee),
+                  high23 = _mm512_shuffle_i32x4(a[2], a[3], 0xee);
+    four[h][0] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+    four[h][1] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+    four[h][2] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+    four[h][3] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+  }
+  const __m512i even = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(2));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    bytes[2 * i] = _mm512_permutex2var_epi32(four[0][i], even, four[1][i]);
+    bytes[2 * i + 1] = _mm512_permutex2var_epi32(four[0][i], odd, four[1][i]);
+  }
+}
+
+// Plane p of eight words at counter + 8·p; the counts of word q to out + q · stride, for q < words.
+template <int Real>
+LOWBIT_INLINE void expand_high(const uint64_t* counter, int depth, const __m512i* low, int32_t* out, size_t stride,
+                               int words) {
+  constexpr int kSelect = truth_table([](int mask, int x, int y) { return mask ? x : y; });
+  const __m512i bytes = _mm512_set1_epi32(0x00ff00ff), half = _mm512_set1_epi32(0xffff);
+  __m512i high[8];
+  bytes_of_planes<Real>(counter + 64, depth - 8, high);
+#pragma GCC unroll 8
+  for (int q = 0; q < 8; ++q) {
+    if (q >= words) break;
+    const __m512i even = _mm512_ternarylogic_epi32(bytes, low[q], _mm512_slli_epi32(high[q], 8), kSelect);
+    const __m512i odd = _mm512_ternarylogic_epi32(bytes, _mm512_srli_epi32(low[q], 8), high[q], kSelect);
+    int32_t* const to = out + size_t(q) * stride;
+    _mm512_storeu_si512(to, _mm512_and_si512(even, half));
+    _mm512_storeu_si512(to + 16, _mm512_and_si512(odd, half));
+    _mm512_storeu_si512(to + 32, _mm512_srli_epi32(even, 16));
+    _mm512_storeu_si512(to + 48, _mm512_srli_epi32(odd, 16));
+  }
+}
+
+void expand_eight(const uint64_t* counter, int depth, int32_t* out, size_t stride, int words) {
+  if (depth > 16) {
+    for (int q = 0; q < words; ++q) Avx512::expand(counter + q, 8, depth, out + size_t(q) * stride);
+    return;
+  }
+  __m512i low[8];
+  bytes_of_planes<8>(counter, depth, low);
+  if (depth > 12) return expand_high<8>(counter, depth, low, out, stride, words);
+  if (depth > 10) return expand_high<4>(counter, depth, low, out, stride, words);
+  if (depth > 8) return expand_high<2>(counter, depth, low, out, stride, words);
+  const __m512i byte = _mm512_set1_epi32(255);
+#pragma GCC unroll 8
+  for (int q = 0; q < 8; ++q) {
+    if (q >= words) break;
+    int32_t* const to = out + size_t(q) * stride;
+    _mm512_storeu_si512(to, _mm512_and_si512(low[q], byte));
+    _mm512_storeu_si512(to + 16, _mm512_and_si512(_mm512_srli_epi32(low[q], 8), byte));
+    _mm512_storeu_si512(to + 32, _mm512_and_si512(_mm512_srli_epi32(low[q], 16), byte));
+    _mm512_storeu_si512(to + 48, _mm512_srli_epi32(low[q], 24));
+  }
+}
+
+void expand_wide(const uint64_t* counters, int M, int depth, int32_t* out, size_t stride) {
+  for (int m = 0; m < M; ++m, counters += size_t(depth) * 8, out += stride) expand_eight(counters, depth, out, 64, 8);
+}
+
 // ---- the narrow form: a vector is eight rows of 64 positions ----
 
 struct Avx512Narrow : Avx512 {
@@ -150,13 +261,14 @@ struct NarrowForm {
 
   class Chain {
    public:
-    LOWBIT_INLINE Chain(const uint64_t* planes, int K) : plane_(planes + (K & 1)), left_(K - (K & 1)) {
+    LOWBIT_INLINE Chain(const uint64_t* planes, std::ptrdiff_t stride, int K)
+        : plane_(planes + (K & 1) * stride), stride_(stride), left_(K - (K & 1)) {
       sum_ = V::xor_(K & 1 ? V::broadcast(planes) : V::zero(), complement<4>());
     }
     LOWBIT_INLINE void tabulate(uint8_t* tables, int count) {
       const int real = smaller(count, left_ / 2);
-      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2)
-        tabulate_pair(tables, V::broadcast(plane_), V::broadcast(plane_ + 1));
+      for (int i = 0; i < real; ++i, tables += kTableBytes, plane_ += 2 * stride_)
+        tabulate_pair(tables, V::broadcast(plane_), V::broadcast(plane_ + stride_));
       left_ -= 2 * real;
       for (int i = real; i < count; ++i, tables += kTableBytes) tabulate_pair(tables, V::zero(), V::zero());
     }
@@ -174,6 +286,7 @@ struct NarrowForm {
       sum_ = _mm512_ternarylogic_epi64(sum_, x, y, kParity);
     }
     const uint64_t* plane_;
+    std::ptrdiff_t stride_;
     int left_;
     Reg sum_;  // complemented where the choice has π
   };
@@ -203,11 +316,13 @@ struct NarrowForm {
     }
   }
 
-  static size_t scratch_size(int M, int K, int depth) { return scratch_bytes<V, NarrowForm>(ceil_div(M, 8), K, depth); }
+  static size_t scratch_size(int M, int K, int depth, int digits) {
+    return scratch_bytes<V, NarrowForm>(ceil_div(M, 8), K, depth, digits);
+  }
 
-  static void add(const uint64_t* planes, int K, const uint8_t* packed, int M, int shift, int depth, uint64_t* counters,
-                  void* scratch) {
-    add_product<V, NarrowForm>(planes, K, packed, ceil_div(M, 8), shift, depth, counters, scratch);
+  static void add(const uint64_t* planes, std::ptrdiff_t stride, int K, const uint8_t* const* packed, int digits, int M,
+                  int shift, int depth, uint64_t* counters, void* scratch) {
+    add_product<V, NarrowForm>(planes, stride, K, packed, digits, ceil_div(M, 8), shift, depth, counters, scratch);
   }
 
   template <int Bits>
@@ -260,19 +375,20 @@ struct NarrowForm {
   }
 
   static void expand(const uint64_t* counters, int M, int depth, int32_t* out, size_t stride) {
-    for (int m = 0; m < M; ++m) {
-      V::expand(counters + size_t(m / 8) * depth * 8 + m % 8, 8, depth, out + size_t(m) * stride);
-    }
+    for (int m = 0; m < M; m += 8, counters += size_t(depth) * 8)
+      expand_eight(counters, depth, out + size_t(m) * stride, stride, smaller(8, M - m));
   }
 };
 
-size_t scratch_size(int M, int K, int depth) {
-  const size_t wide = WideForm<Avx512>::scratch_size(M, K, depth), narrow = NarrowForm::scratch_size(M, K, depth);
+size_t scratch_size(int M, int K, int depth, int digits) {
+  const size_t wide = WideForm<Avx512>::scratch_size(M, K, depth, digits);
+  const size_t narrow = NarrowForm::scratch_size(M, K, depth, digits);
   return wide > narrow ? wide : narrow;
 }
 
 constexpr BitCore core() {
   BitCore c = wide_core<Avx512>("avx512", 300);
+  c.wide_expand = expand_wide;
   c.has_narrow = true;
   c.narrow_packed_size = NarrowForm::packed_size;
   c.narrow_pack = NarrowForm::pack;

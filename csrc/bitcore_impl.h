@@ -281,17 +281,22 @@ template <class V, class Form>
 LOWBIT_INLINE size_t table_bytes(const Pairs& pairs) {
   return size_t(8 * smaller(pairs.eights, pairs.block) + 1) * Form::kTableBytes;
 }
+// Words of what waits, for each digit of the weights.
+template <class V>
+LOWBIT_INLINE size_t waiting_words(const Pairs& pairs, int rows, int depth) {
+  return size_t(portion_of_rows<V>(rows, depth)) * bit_length(pairs.blocks - 1) * V::kPlaneStride;
+}
 template <class V, class Form>
-LOWBIT_INLINE size_t scratch_bytes(int rows, int K, int depth) {
+LOWBIT_INLINE size_t scratch_bytes(int rows, int K, int depth, int digits) {
   const Pairs pairs = Form::pairs(K, rows);
-  const size_t waiting = size_t(portion_of_rows<V>(rows, depth)) * bit_length(pairs.blocks - 1);
-  return table_bytes<V, Form>(pairs) + waiting * V::kPlaneStride * sizeof(uint64_t);
+  return table_bytes<V, Form>(pairs) + digits * waiting_words<V>(pairs, rows, depth) * sizeof(uint64_t);
 }
 
-// counters += 2^shift · Σ. Form::row_bytes(eights, last) is the size of a row's choices in a block.
+// counters += 2^shift · Σ, all digits by the same tables. Form::row_bytes(eights, last) is the size of a row's choices
+// in a block.
 template <class V, class Form>
-LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* packed, int rows, int shift, int depth,
-                               uint64_t* counters, void* scratch) {
+LOWBIT_INLINE void add_product(const uint64_t* planes, std::ptrdiff_t stride, int K, const uint8_t* const* packed,
+                               int digits, int rows, int shift, int depth, uint64_t* counters, void* scratch) {
   if (K <= 0) return;
   const Pairs pairs = Form::pairs(K, rows);
   const size_t row_words = size_t(depth) * V::kPlaneStride;
@@ -299,8 +304,8 @@ LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* pac
   uint8_t* const tables = static_cast<uint8_t*>(scratch);
   uint64_t* const waiting = reinterpret_cast<uint64_t*>(tables + table_bytes<V, Form>(pairs));
   for (int row = 0; row < rows; row += portion) {
-    typename Form::Chain chain(planes, K);
-    const uint8_t* block = packed;
+    typename Form::Chain chain(planes, stride, K);
+    size_t block = 0;
     for (int b = 0; b < pairs.blocks; ++b) {
       const int eights = pairs.eights_of(b), count = 8 * eights;
       const bool last = pairs.is_last(b);
@@ -309,25 +314,57 @@ LOWBIT_INLINE void add_product(const uint64_t* planes, int K, const uint8_t* pac
       const size_t row_bytes = Form::row_bytes(eights, last);
       // Without upper planes a block is no more than what add_rows is compiled for.
       const int chunks = V::kUpper > 0 ? count >> V::kLog : 0, rest = count - (chunks << V::kLog);
-      const BlockOfRows work{tables,
-                             block + size_t(row) * row_bytes,
-                             row_bytes,
-                             chunks,
-                             smaller(portion, rows - row),
-                             counters + size_t(row) * row_words + size_t(shift) * V::kPlaneStride,
-                             row_words,
-                             depth - shift,
-                             b,
-                             waiting,
-                             size_t(portion) * V::kPlaneStride};
-      if (last) {
-        add_rows_any<V, typename Form::Lookup, true>(work, rest);
-      } else {
-        add_rows_any<V, typename Form::Lookup, false>(work, rest);
+      for (int digit = 0; digit < digits; ++digit) {
+        const BlockOfRows work{tables,
+                               packed[digit] + block + size_t(row) * row_bytes,
+                               row_bytes,
+                               chunks,
+                               smaller(portion, rows - row),
+                               counters + size_t(row) * row_words + size_t(shift + digit) * V::kPlaneStride,
+                               row_words,
+                               depth - shift - digit,
+                               b,
+                               waiting + digit * waiting_words<V>(pairs, rows, depth),
+                               size_t(portion) * V::kPlaneStride};
+        if (last) {
+          add_rows_any<V, typename Form::Lookup, true>(work, rest);
+        } else {
+          add_rows_any<V, typename Form::Lookup, false>(work, rest);
+        }
       }
       block += size_t(rows) * row_bytes;
     }
   }
+}
+
+// counter += 2^shift · Σ_k planes[k · stride], or of the complements.
+template <class V>
+void add_planes(const uint64_t* planes, std::ptrdiff_t stride, int K, bool complement, int shift, int depth,
+                uint64_t* counter) {
+  using Reg = typename V::Reg;
+  constexpr int kLow = 4, kChunk = 1 << kLow;
+  const Reg flip = complement ? V::not_(V::zero()) : V::zero();
+  counter += size_t(shift) * V::kWords;
+  const int planes_left = depth - shift, low = smaller(kLow, planes_left);
+  Reg level[kLow + 1];
+  for (int l = 1; l <= kLow; ++l) level[l] = l <= low ? V::load(counter + (l - 1) * V::kWords) : V::zero();
+  const auto hand_up = [&](Reg carry) {
+    for (int p = kLow; p < planes_left; ++p) {
+      Reg plane = V::load(counter + p * V::kWords);
+      carry = half_add<V>(plane, carry);
+      V::store(counter + p * V::kWords, plane);
+    }
+  };
+  const auto plane = [&](int k) __attribute__((always_inline)) { return V::xor_(V::load(planes + k * stride), flip); };
+  int k = 0;
+  for (; k + kChunk <= K; k += kChunk) hand_up(add_full<V, kLow>(level, plane, k));
+  for (; k < K; ++k) {
+    Reg carry = plane(k);
+#pragma GCC unroll 4
+    for (int l = 1; l <= kLow; ++l) carry = half_add<V>(level[l], carry);
+    hand_up(carry);
+  }
+  for (int l = 1; l <= low; ++l) V::store(counter + (l - 1) * V::kWords, level[l]);
 }
 
 // ---- the wide form: a row is a vector of positions ----
@@ -362,7 +399,7 @@ struct WideForm {
 
   class Chain {
    public:
-    LOWBIT_INLINE Chain(const uint64_t* planes, int K)
+    LOWBIT_INLINE Chain(const uint64_t* planes, std::ptrdiff_t, int K)
         : plane_(planes + (K & 1) * V::kWords), left_(K - (K & 1)), sum_(K & 1 ? V::load(planes) : V::zero()) {}
 
     LOWBIT_INLINE void tabulate(uint8_t* tables, int count) {
@@ -404,11 +441,13 @@ struct WideForm {
     }
   }
 
-  static size_t scratch_size(int M, int K, int depth) { return scratch_bytes<V, WideForm>(M, K, depth); }
+  static size_t scratch_size(int M, int K, int depth, int digits) {
+    return scratch_bytes<V, WideForm>(M, K, depth, digits);
+  }
 
-  static void add(const uint64_t* planes, int K, const uint8_t* packed, int M, int shift, int depth, uint64_t* counters,
-                  void* scratch) {
-    add_product<V, WideForm>(planes, K, packed, M, shift, depth, counters, scratch);
+  static void add(const uint64_t* planes, int K, const uint8_t* const* packed, int digits, int M, int shift, int depth,
+                  uint64_t* counters, void* scratch) {
+    add_product<V, WideForm>(planes, V::kWords, K, packed, digits, M, shift, depth, counters, scratch);
   }
 
   // ---- comparing ----
@@ -529,6 +568,7 @@ constexpr BitCore wide_core(const char* name, int rate) {
   core.pack = Wide::pack;
   core.scratch_size = Wide::scratch_size;
   core.wide = Wide::add;
+  core.sum = add_planes<V>;
   core.wide_compare = Wide::compare;
   core.wide_expand = Wide::expand;
   return core;

@@ -242,6 +242,7 @@ class ByteOperation : public Operation {
     return all;
   }
   std::vector<int> writes() const override { return steps_.writes(); }
+  std::vector<int> replaces() const override { return steps_.replaces(); }
   std::string describe() const override {
     return windows_.describe() + (c_.pool_kernel ? ", pool" : "") + steps_.describe();
   }

@@ -24,40 +24,25 @@ int bit_length(std::int64_t number) {
   return bits;
 }
 
-// `count` bits of a row, from bit `position` on at a distance of `stride`, to out from bit `at` on (which is zero there).
-void pick(const std::uint64_t* source, std::int64_t position, int stride, int count, std::uint64_t* out,
-          std::int64_t at) {
-  const auto word_at = [&](std::int64_t bit) {  // a stride of 0 repeats one word
-    const std::uint64_t* word = source + (bit >> 6);
-    const int right = static_cast<int>(bit & 63);
-    return right ? (word[0] >> right) | (word[1] << (64 - right)) : word[0];
-  };
-  const int chunk = stride < 2 ? 64 : stride == 2 ? 32 : 1;
-  for (int done = 0; done < count; done += chunk) {
-    const int some = std::min(chunk, count - done);
-    std::uint64_t bits = word_at(position + static_cast<std::int64_t>(done) * stride);
-    if (stride == 2) {  // every other bit, moved together
-      bits &= 0x5555555555555555ull;
-      bits = (bits | (bits >> 1)) & 0x3333333333333333ull;
-      bits = (bits | (bits >> 2)) & 0x0f0f0f0f0f0f0f0full;
-      bits = (bits | (bits >> 4)) & 0x00ff00ff00ff00ffull;
-      bits = (bits | (bits >> 8)) & 0x0000ffff0000ffffull;
-      bits = (bits | (bits >> 16)) & 0x00000000ffffffffull;
-    }
-    if (some < 64) bits &= (1ull << some) - 1;
-    const std::int64_t to = at + done;
-    const int left = static_cast<int>(to & 63);
-    out[to >> 6] |= bits << left;
-    if (left + some > 64) out[(to >> 6) + 1] |= bits >> (64 - left);
-  }
-}
-
 // Rows that one call of the core takes: the counters of that many fit the second-level cache beside the tables.
 constexpr int rows_at_once = 128;
 
-struct Rows {  // a set of output channels of one group, packed for the core
+// Bytes of counts that are taken from the counters to the epilogue at a time: what stays in the first-level cache.
+constexpr std::size_t counts_at_once = 8 << 10;
+
+struct Packed {  // a set of rows for the core, each digit of the weights
+  std::vector<std::unique_ptr<Aligned>> memory;
+  std::vector<const std::uint8_t*> digits;
+};
+
+struct Rows {  // a set of output channels of one group
   int first = 0, count = 0;
-  std::vector<std::unique_ptr<Aligned>> digits;
+  Packed wide, narrow;
+};
+
+struct Block {  // of positions that are taken together: a vector of the wide form, or groups one by one
+  int group = 0, words = 1, groups = 1;  // groups that exist: the last vector may reach beyond
+  bool narrow = false;
 };
 
 class Conv final : public Operation {
@@ -88,15 +73,16 @@ class Conv final : public Operation {
 
   void run(Context& context) override {
     if (!phases_.direct()) take_apart(context);
-    const int blocks = (out_.groups() + words_ - 1) / words_;
-    const int sets = static_cast<int>(rows_.size());
+    const int blocks = static_cast<int>(blocks_.size()), sets = static_cast<int>(rows_.size());
     context.each(blocks * sets, [&](int item, char* scratch) {
-      block(context.data, rows_[static_cast<std::size_t>(item % sets)], item / sets * words_, scratch);
+      const Rows& rows = rows_[static_cast<std::size_t>(item % sets)];
+      block(context.data, rows, blocks_[static_cast<std::size_t>(item / sets)], scratch);
     });
   }
 
   std::size_t scratch() const override {
-    return planes_bytes() + 2 * counters_bytes() + core_scratch() + codes_bytes() + sums_bytes() + 64;
+    return planes_bytes() + counters_bytes() + shared_bytes + core_scratch() +
+           std::max(codes_bytes(), counts_bytes()) + 64;
   }
   std::size_t shared() const override {
     if (phases_.direct()) return 0;
@@ -111,13 +97,18 @@ class Conv final : public Operation {
     if (!c_.thresholds.empty()) return {c_.output};
     return steps_.writes();
   }
+  std::vector<int> replaces() const override { return steps_.replaces(); }
   std::string describe() const override {
-    return describe_convolution(c_, in_, out_) + (narrow_ ? ", narrow" : ", wide") +
+    return describe_convolution(c_, in_, out_) + (any(false) ? ", wide" : "") + (any(true) ? ", narrow" : "") +
            (phases_.direct() ? "" : ", " + std::to_string(phases_.count()) + " phases") +
            (c_.thresholds.empty() ? steps_.describe() : ", thresholds " + std::to_string(c_.output));
   }
 
  private:
+  // What one of the groups of a vector costs on its own, where the whole vector costs as many as it has.
+  static constexpr double narrow_cost = 1.25;
+  static constexpr std::size_t shared_bytes = 24 * widest_block * 8;  // a counter of the greatest depth
+
   void check() const {
     check_shapes(c_, in_, out_);
     if (!c_.thresholds.empty() &&
@@ -128,18 +119,24 @@ class Conv final : public Operation {
 
   static std::size_t levels(const Value& v) { return (std::size_t{1} << v.codes.bits) - 1; }
 
-  // The form of the product that does less work: wide blocks cost less per position, but may stay half empty.
+  // Wide blocks cost less per position; but the last may stay half empty, and then its groups are taken one by one.
   void choose_form(int threads) {
-    const int groups = out_.groups();
-    const auto cost = [&](int unit, double rate) { return (groups + unit - 1) / unit * unit / rate; };
-    narrow_ = core_.has_narrow && cost(1, 1.0) < cost(core_.words, 1.6) && outputs_ >= 8;
-    words_ = narrow_ ? 1 : core_.words;
-    const int blocks = (groups + words_ - 1) / words_;
-    int at_once = narrow_ ? 4 * rows_at_once : rows_at_once;
+    const int unit = core_.words, groups = out_.groups(), rest = groups % unit;
+    const bool narrow = core_.has_narrow && outputs_ >= 8 && rest * narrow_cost < unit;
+    for (int group = 0; group < groups; group += unit) {
+      const int some = std::min(unit, groups - group);
+      blocks_.push_back({group, narrow && some < unit ? some : unit, some, narrow && some < unit});
+      words_ = std::max(words_, blocks_.back().words);
+    }
+    const int blocks = static_cast<int>(blocks_.size());
+    int at_once = any(false) ? rows_at_once : 4 * rows_at_once;
     if (threads > 1 && blocks * c_.groups * ((outputs_ + at_once - 1) / at_once) < threads)
       at_once = std::max(8, (outputs_ + threads - 1) / threads);
-    if (narrow_) at_once = (at_once + 7) / 8 * 8;
-    at_once_ = std::min(at_once, narrow_ ? (outputs_ + 7) / 8 * 8 : outputs_);
+    at_once_ = std::min(any(true) ? (at_once + 7) / 8 * 8 : at_once, outputs_);
+  }
+
+  bool any(bool narrow) const {
+    return std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& block) { return block.narrow == narrow; });
   }
 
   int weight(int row, int k) const {  // t of output channel `row`; k runs over taps, then channels
@@ -159,26 +156,24 @@ class Conv final : public Operation {
           for (int m = 0; m < set.count; ++m)
             for (int k = 0; k < k_; ++k)
               bits[static_cast<std::size_t>(m) * k_ + k] = (weight(set.first + m, k) >> i) & 1;
-          set.digits.push_back(packed(bits, set.count));
+          if (any(false)) add_digit(set.wide, core_.packed_size, core_.pack, bits, set.count);
+          if (any(true)) add_digit(set.narrow, core_.narrow_packed_size, core_.narrow_pack, bits, set.count);
         }
         rows_.push_back(std::move(set));
       }
-    if (kappa_) {
-      bits.assign(static_cast<std::size_t>(k_), kappa_ > 0);
-      all_ = packed(bits, 1);
-    }
   }
 
-  std::unique_ptr<Aligned> packed(const std::vector<std::uint8_t>& bits, int rows) const {
-    auto memory = std::make_unique<Aligned>((narrow_ ? core_.narrow_packed_size : core_.packed_size)(rows, k_));
-    (narrow_ ? core_.narrow_pack : core_.pack)(bits.data(), rows, k_, static_cast<std::uint8_t*>(memory->memory));
-    return memory;
+  template <class Size, class Pack>
+  void add_digit(Packed& set, Size size, Pack pack, const std::vector<std::uint8_t>& bits, int rows) const {
+    set.memory.push_back(std::make_unique<Aligned>(size(rows, k_)));
+    auto* memory = static_cast<std::uint8_t*>(set.memory.back()->memory);
+    pack(bits.data(), rows, k_, memory);
+    set.digits.push_back(memory);
   }
 
   // Where no code stands for 0, taps in the padding must not count; positions differ by which of their taps do.
   void classify() {
     if (in_.codes.has_zero || (c_.pad_h == 0 && c_.pad_w == 0)) return;
-    class_of_.assign(static_cast<std::size_t>(out_.groups() + widest_block) * 64, 0);
     for (int y = 0; y < out_.height; ++y)
       for (int x = 0; x < out_.width; ++x) {
         std::vector<bool> outside;
@@ -191,8 +186,13 @@ class Conv final : public Operation {
         }
         if (!any) continue;
         auto found = std::find(classes_.begin(), classes_.end(), outside);
-        if (found == classes_.end()) found = classes_.insert(classes_.end(), outside);
-        class_of_[static_cast<std::size_t>(y * out_.pitch + x)] = static_cast<int>(found - classes_.begin()) + 1;
+        if (found == classes_.end()) {
+          found = classes_.insert(classes_.end(), outside);
+          class_masks_.emplace_back(static_cast<std::size_t>(out_.groups() + widest_block), 0);
+        }
+        const std::int64_t at = y * out_.pitch + x;
+        class_masks_[static_cast<std::size_t>(found - classes_.begin())][static_cast<std::size_t>(at / 64)] |=
+            1ull << (at % 64);
       }
   }
 
@@ -238,17 +238,18 @@ class Conv final : public Operation {
     return offsets_[static_cast<std::size_t>(kind) * c_.out_channels + m];
   }
 
-  int padded_rows() const { return narrow_ ? (at_once_ + 7) / 8 * 8 : at_once_; }
-  std::size_t planes_bytes() const { return up64(static_cast<std::size_t>(in_.codes.bits) * k_ * words_ * 8); }
-  std::size_t counters_bytes() const {
-    return up64(static_cast<std::size_t>(padded_rows()) * depth_ * words_ * 8) + 8 * 64 * 24;
+  int padded_rows() const { return (at_once_ + 7) / 8 * 8; }
+  std::size_t planes_bytes() const {  // a whole vector may be read from the last word on
+    return up64(static_cast<std::size_t>(in_.codes.bits) * k_ * words_ * 8) + 64;
   }
-  std::size_t core_scratch() const { return up64(core_.scratch_size(padded_rows(), k_, depth_)); }
+  std::size_t counters_bytes() const { return up64(static_cast<std::size_t>(padded_rows()) * depth_ * words_ * 8); }
+  std::size_t core_scratch() const { return up64(core_.scratch_size(padded_rows(), k_, depth_, c_.weight_bits)); }
   std::size_t codes_bytes() const {
     const int bits = c_.thresholds.empty() ? 1 : program_.value(c_.output).codes.bits;
     return 2 * up64(static_cast<std::size_t>(padded_rows()) * bits * words_ * 8);
   }
-  std::size_t sums_bytes() const { return up64(static_cast<std::size_t>(padded_rows()) * words_ * 64 * 4); }
+  int counts_rows() const { return std::max(8, static_cast<int>(counts_at_once / (words_ * 64 * 4)) / 8 * 8); }
+  std::size_t counts_bytes() const { return static_cast<std::size_t>(counts_rows()) * words_ * 64 * 4; }
 
   void take_apart(Context& context) {
     const Geometry& g = in_.geometry;
@@ -258,13 +259,15 @@ class Conv final : public Operation {
       const std::uint64_t pad = (in_.codes.pad >> j) & 1 ? ~0ull : 0ull;
       for (int phase = 0; phase < phases_.count(); ++phase) {
         std::uint64_t* target = phase_plane(context.data, channel, j, phase);
-        std::fill_n(target, phases_.groups(), 0);
-        phases_.each_row(phase, [&](int row, int column, int count, std::int64_t at) {
-          if (row >= 0)
-            pick(source, g.front + row * g.pitch + column, c_.stride_w, count, target, at);
-          else if (pad)
-            pick(&pad, 0, 0, count, target, at);
-        });
+        std::memset(target, 0, static_cast<std::size_t>(phases_.groups()) * 8);
+        const Phases::Inside& in = phases_.inside(phase);
+        const std::int64_t from = g.front + in.row * g.pitch + in.column, pitch = out_.pitch;
+        lanes_.pick(source, from, c_.stride_h * g.pitch, c_.stride_w, in.columns, in.rows, target, in.first * pitch,
+                    pitch);
+        if (!pad) continue;
+        lanes_.pick(&pad, 0, 0, 0, in.columns, in.first, target, 0, pitch);
+        const int end = in.first + in.rows;
+        lanes_.pick(&pad, 0, 0, 0, in.columns, phases_.rows() - end, target, end * pitch, pitch);
       }
     });
   }
@@ -274,105 +277,157 @@ class Conv final : public Operation {
     return static_cast<std::uint64_t*>(worker.shared.memory) + index * static_cast<std::size_t>(phases_.groups());
   }
 
-  void fetch(Worker& worker, int first_channel, int group, std::uint64_t* planes) {
-    const std::int64_t start = 64ll * group + (phases_.direct() ? in_.geometry.front : 0);
+  void fetch(Worker& worker, int first_channel, const Block& block, std::uint64_t* planes) {
+    const bool direct = phases_.direct();
+    const std::int64_t start = 64ll * block.group + (direct ? in_.geometry.front : 0);
+    const std::int64_t row = (direct ? in_.geometry.words : phases_.groups() * phases_.count()) * in_.codes.bits;
     for (int j = 0; j < in_.codes.bits; ++j)
       for (const Phases::Tap& tap : taps_) {
-        const bool direct = phases_.direct();
         const std::uint64_t* source = direct ? worker.plane(c_.input, first_channel, j)
                                              : phase_plane(worker, first_channel, j, tap.phase);
-        const std::int64_t row = (direct ? in_.geometry.words : phases_.groups() * phases_.count()) * in_.codes.bits;
-        lanes_.shifted(source, row, inputs_, start + tap.shift, words_, planes);
-        planes += static_cast<std::ptrdiff_t>(inputs_) * words_;
+        lanes_.shifted(source, row, inputs_, start + tap.shift, block.words, planes);
+        planes += static_cast<std::ptrdiff_t>(inputs_) * block.words;
       }
   }
 
-  void block(Worker& worker, const Rows& rows, int group, char* scratch) {
+  // Words of the counters of one narrow group.
+  std::size_t narrow_words(const Rows& rows) const {
+    return static_cast<std::size_t>((rows.count + 7) / 8) * depth_ * 8;
+  }
+
+  void block(Worker& worker, const Rows& rows, const Block& block, char* scratch) {
     auto* planes = reinterpret_cast<std::uint64_t*>(scratch);
     auto* counters = reinterpret_cast<std::uint64_t*>(scratch += planes_bytes());
     auto* shared = reinterpret_cast<std::uint64_t*>(scratch += counters_bytes());
-    char* work = scratch += counters_bytes();
+    char* work = scratch += shared_bytes;
     scratch += core_scratch();
-    fetch(worker, rows.first / outputs_ * inputs_, group, planes);
-    const auto product = narrow_ ? core_.narrow : core_.wide;
-    const std::size_t plane_words = static_cast<std::size_t>(k_) * words_;
-    const int sets = narrow_ ? (rows.count + 7) / 8 : rows.count;  // rows whose counters lie side by side
-    const std::size_t each = static_cast<std::size_t>(depth_) * (narrow_ ? 8 : words_);
-    if (kappa_) {
-      std::memset(shared, 0, each * 8);
-      for (int j = 0; j < in_.codes.bits; ++j)
-        product(planes + j * plane_words, k_, static_cast<const std::uint8_t*>(all_->memory), 1, j, depth_, shared,
-                work);
-      if (narrow_)
-        for (int p = 0; p < depth_; ++p) std::fill_n(shared + 8 * p, 8, shared[8 * p]);
-      for (int set = 0; set < sets; ++set) std::memcpy(counters + set * each, shared, each * 8);
-    } else {
-      std::memset(counters, 0, sets * each * 8);
+    fetch(worker, rows.first / outputs_ * inputs_, block, planes);
+    start(rows, block, planes, shared, counters);
+    const std::size_t plane_words = static_cast<std::size_t>(k_) * block.words;
+    for (int j = 0; j < in_.codes.bits; ++j) {
+      const std::uint64_t* bits = planes + j * plane_words;
+      if (!block.narrow)
+        core_.wide(bits, k_, rows.wide.digits.data(), c_.weight_bits, rows.count, j, depth_, counters, work);
+      for (int w = 0; w < block.words && block.narrow; ++w)
+        core_.narrow(bits + w, block.words, k_, rows.narrow.digits.data(), c_.weight_bits, rows.count, j, depth_,
+                     counters + w * narrow_words(rows), work);
     }
-    for (int j = 0; j < in_.codes.bits; ++j)
-      for (int i = 0; i < c_.weight_bits; ++i)
-        product(planes + j * plane_words, k_,
-                static_cast<const std::uint8_t*>(rows.digits[static_cast<std::size_t>(i)]->memory), rows.count, i + j,
-                depth_, counters, work);
     if (c_.thresholds.empty())
-      finish_values(worker, rows, group, counters, scratch);
+      finish_values(worker, rows, block, counters, scratch);
     else
-      finish_codes(worker, rows, group, counters, scratch);
+      finish_codes(worker, rows, block, counters, scratch);
   }
 
-  void compare(const std::uint64_t* counters, const Rows& rows, int kind, int bits, std::uint64_t* out) const {
-    const std::int32_t* thresholds = thresholds_.data() + static_cast<std::size_t>(kind) * c_.thresholds.size() +
+  // The counters before any product: what κ adds, the same for every row.
+  void start(const Rows& rows, const Block& block, const std::uint64_t* planes, std::uint64_t* shared,
+             std::uint64_t* counters) const {
+    const int sets = block.narrow ? (rows.count + 7) / 8 : rows.count;  // rows whose counters lie side by side
+    const int unit = core_.words;
+    // Bytes of one counter, or of eight that lie together: the narrow form goes with vectors of eight words.
+    const std::size_t each = static_cast<std::size_t>(depth_) * unit * 8;
+    if (!kappa_) {
+      std::memset(counters, 0, (block.narrow ? block.words : 1) * sets * each);
+      return;
+    }
+    std::memset(shared, 0, each);
+    for (int j = 0; j < in_.codes.bits; ++j)
+      core_.sum(planes + static_cast<std::size_t>(j) * k_ * block.words, block.words, k_, kappa_ < 0, j, depth_,
+                shared);
+    if (!block.narrow) {
+      for (int set = 0; set < sets; ++set) std::memcpy(counters + set * each / 8, shared, each);
+      return;
+    }
+    for (int w = 0; w < block.words; ++w) {
+      std::uint64_t* first = counters + w * narrow_words(rows);
+      for (int p = 0; p < depth_; ++p) std::fill_n(first + 8 * p, 8, shared[p * unit + w]);
+      for (int set = 1; set < sets; ++set) std::memcpy(first + static_cast<std::size_t>(set) * depth_ * 8, first, each);
+    }
+  }
+
+  void compare(const std::uint64_t* counters, const Rows& rows, const Block& block, std::size_t kind, int bits,
+               std::uint64_t* out) const {
+    const std::int32_t* thresholds = thresholds_.data() + kind * c_.thresholds.size() +
                                      static_cast<std::size_t>(rows.first) * ((1 << bits) - 1);
-    (narrow_ ? core_.narrow_compare : core_.wide_compare)(counters, rows.count, depth_, thresholds, bits, out);
+    if (!block.narrow) core_.wide_compare(counters, rows.count, depth_, thresholds, bits, out);
+    for (int w = 0; w < block.words && block.narrow; ++w)
+      core_.narrow_compare(counters + w * narrow_words(rows), rows.count, depth_, thresholds, bits,
+                           out + w * narrow_words(rows) / depth_ * bits);
   }
 
-  void finish_codes(Worker& worker, const Rows& rows, int group, const std::uint64_t* counters, char* scratch) {
-    const int bits = program_.value(c_.output).codes.bits;
+  void finish_codes(Worker& worker, const Rows& rows, const Block& block, const std::uint64_t* counters,
+                    char* scratch) {
+    const int bits = program_.value(c_.output).codes.bits, words = block.words;
     auto* codes = reinterpret_cast<std::uint64_t*>(scratch);
     auto* other = reinterpret_cast<std::uint64_t*>(scratch + codes_bytes() / 2);
-    compare(counters, rows, 0, bits, codes);
+    compare(counters, rows, block, 0, bits, codes);
+    // Words of one narrow group.
+    const std::size_t each = static_cast<std::size_t>((rows.count + 7) / 8) * 8 * bits;
     for (std::size_t kind = 1; kind <= classes_.size(); ++kind) {
-      std::uint64_t mask[widest_block] = {}, any = 0;
-      for (int at = 0; at < 64 * words_; ++at)
-        if (class_of_[static_cast<std::size_t>(64 * group + at)] == static_cast<int>(kind)) mask[at / 64] |= 1ull << (at % 64);
-      for (int w = 0; w < words_; ++w) any |= mask[w];
-      if (!any) continue;
-      compare(counters, rows, static_cast<int>(kind), bits, other);
-      const int total = (narrow_ ? (rows.count + 7) / 8 * 8 : rows.count) * bits * words_;
-      for (int i = 0; i < total; ++i) {
-        const std::uint64_t here = mask[i % words_];
+      const std::uint64_t* mask = class_masks_[kind - 1].data() + block.group;
+      if (std::all_of(mask, mask + block.groups, [](std::uint64_t here) { return here == 0; })) continue;
+      compare(counters, rows, block, kind, bits, other);
+      const std::size_t total = block.narrow ? words * each : static_cast<std::size_t>(rows.count) * bits * words;
+      for (std::size_t i = 0; i < total; ++i) {
+        const std::uint64_t here = mask[block.narrow ? i / each : i % words];
         codes[i] = (codes[i] & ~here) | (other[i] & here);
       }
     }
+    const Value& out = program_.value(c_.output);
+    const std::uint64_t* mask = steps_.mask(block.group);
+    std::uint64_t* target = worker.plane(c_.output, rows.first, 0) + out.geometry.front / 64 + block.group;
     for (int m = 0; m < rows.count; ++m) {
-      std::uint64_t* row = narrow_ ? codes + (m / 8) * bits * 8 + m % 8 : codes + m * bits * words_;
-      if (c_.falling[static_cast<std::size_t>(rows.first + m)])
-        for (int j = 0; j < bits; ++j)
-          for (int w = 0; w < words_; ++w) row[j * (narrow_ ? 8 : words_) + w] ^= ~0ull;
-      steps_.write(worker, c_.output, rows.first + m, group, words_, row, narrow_ ? 8 : words_);
+      const std::uint64_t flip = c_.falling[static_cast<std::size_t>(rows.first + m)] ? ~0ull : 0ull;
+      for (int j = 0; j < bits; ++j, target += out.geometry.words) {
+        const std::uint64_t pad = (out.codes.pad >> j) & 1 ? ~0ull : 0ull;
+        if (!block.narrow) {
+          lanes_.put(codes + (static_cast<std::size_t>(m) * bits + j) * words, flip, mask, pad, block.groups, target);
+          continue;
+        }
+        const std::uint64_t* row = codes + (m / 8 * bits + j) * 8 + m % 8;
+        for (int w = 0; w < words; ++w) target[w] = ((row[w * each] ^ flip) & mask[w]) | (pad & ~mask[w]);
+      }
     }
   }
 
-  void finish_values(Worker& worker, const Rows& rows, int group, const std::uint64_t* counters, char* scratch) {
-    const int n = 64 * words_;
+  void finish_values(Worker& worker, const Rows& rows, const Block& block, const std::uint64_t* counters,
+                     char* scratch) {
+    const int n = 64 * block.words;
     auto* counts = reinterpret_cast<std::int32_t*>(scratch);
-    (narrow_ ? core_.narrow_expand : core_.wide_expand)(counters, rows.count, depth_, counts,
-                                                        static_cast<std::size_t>(n));
-    const std::int32_t* offsets = offsets_.data() + rows.first;
-    std::int32_t slope = slope_;
-    if (!classes_.empty()) {
-      for (int m = 0; m < rows.count; ++m)
-        for (int at = 0; at < n; ++at) {
-          const int kind = class_of_[static_cast<std::size_t>(64 * group + at)];
-          counts[m * n + at] = (counts[m * n + at] * slope_ + offset(kind, rows.first + m)) >> 1;
-        }
-      offsets = zeros_.data();
-      slope = 2;
+    for (int from = 0; from < rows.count; from += counts_rows()) {
+      const int some = std::min(counts_rows(), rows.count - from), first = rows.first + from;
+      const std::size_t skipped = static_cast<std::size_t>(from) * depth_;
+      if (!block.narrow)
+        core_.wide_expand(counters + skipped * core_.words, some, depth_, counts, static_cast<std::size_t>(n));
+      for (int w = 0; w < block.words && block.narrow; ++w)
+        core_.narrow_expand(counters + w * narrow_words(rows) + skipped, some, depth_, counts + 64 * w,
+                            static_cast<std::size_t>(n));
+      const std::int32_t* offsets = offsets_.data() + first;
+      std::int32_t slope = slope_;
+      if (!classes_.empty()) {
+        correct(counts, n, first, some, block);
+        offsets = zeros_.data();
+        slope = 2;
+      }
+      BlockStep steps[most_steps];
+      const int number = steps_.resolve(worker, first, block.group, steps);
+      lanes_.finish_counts(counts, n, slope, offsets, nullptr, some, block.groups, steps, number);
     }
-    BlockStep steps[most_steps];
-    const int number = steps_.resolve(worker, rows.first, group, steps);
-    const int groups = std::min(words_, out_.groups() - group);
-    lanes_.finish_counts(counts, n, slope, offsets, nullptr, rows.count, groups, steps, number);
+  }
+
+  // Counts to sums, with each position's own offset.
+  void correct(std::int32_t* counts, int n, int first, int rows, const Block& block) const {
+    for (int m = first; m < first + rows; ++m, counts += n) {
+      const std::int32_t usual = offset(0, m);
+      for (int at = 0; at < n; ++at) counts[at] = counts[at] * slope_ + usual;
+      for (std::size_t kind = 1; kind <= classes_.size(); ++kind) {
+        const std::int32_t more = offset(static_cast<int>(kind), m) - usual;
+        const std::uint64_t* masks = class_masks_[kind - 1].data();
+        for (int w = 0; w < block.groups; ++w)
+          for (std::uint64_t rest = masks[block.group + w]; rest; rest &= rest - 1)
+            counts[64 * w + __builtin_ctzll(rest)] += more;
+      }
+      for (int at = 0; at < n; ++at) counts[at] >>= 1;
+    }
   }
 
   const Program& program_;
@@ -385,11 +440,10 @@ class Conv final : public Operation {
   const Phases phases_;
   const std::vector<Phases::Tap>& taps_;
   int inputs_ = 0, outputs_ = 0, k_ = 0, kappa_ = 0, depth_ = 0, words_ = 1, at_once_ = 1;
-  bool narrow_ = false;
+  std::vector<Block> blocks_;
   std::vector<Rows> rows_;
-  std::unique_ptr<Aligned> all_;
   std::vector<std::vector<bool>> classes_;
-  std::vector<int> class_of_;
+  std::vector<std::vector<std::uint64_t>> class_masks_;  // of each class: its positions, group by group
   std::int32_t slope_ = 1;
   std::vector<std::int32_t> offsets_, thresholds_, zeros_;
 };

@@ -43,6 +43,15 @@ struct LaneOps {
   void (*shifted)(const std::uint64_t* source, std::ptrdiff_t row, int rows, std::int64_t position, int words,
                   std::uint64_t* out);
 
+  // `count` bits of each of `rows` rows, a distance of `stride` apart, the first of row i at bit position + i · step,
+  // to out from bit at + i · out_step on, which is zero there (out_step ≥ count). A stride of 0 repeats one word.
+  void (*pick)(const std::uint64_t* source, std::int64_t position, std::int64_t step, int stride, int count, int rows,
+               std::uint64_t* out, std::int64_t at, std::int64_t out_step);
+
+  // target[w] = mask[w] ? bits[w] ^ flip : pad, bit by bit, for w < words ≤ 8.
+  void (*put)(const std::uint64_t* bits, std::uint64_t flip, const std::uint64_t* mask, std::uint64_t pad, int words,
+              std::uint64_t* target);
+
   // out[i] = source[stride · i], a byte each.
   void (*every)(const std::uint8_t* source, int stride, int count, std::uint8_t* out);
 

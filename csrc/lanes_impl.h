@@ -34,7 +34,7 @@ static inline Ints load(const std::int32_t* from) {
   return v;
 }
 
-static inline Reals all(float number) { return Reals{} + number; }
+static inline Reals all(float number) { return number - Reals{}; }  // a −0 stays one
 
 // The larger and the smaller; the second operand where the first is not a number.
 static inline Reals larger(Reals a, Reals b) {
@@ -107,11 +107,14 @@ static void shifted(const std::uint64_t* source, std::ptrdiff_t row, int rows, s
   source += position >> 6;
   const int right = static_cast<int>(position & 63);
 #if defined(__AVX512F__)
-  if (words == 8) {
+  if (words > 1) {
     const __m128i to_right = _mm_cvtsi32_si128(right), to_left = _mm_cvtsi32_si128(64 - right);  // 64 gives 0
-    for (int i = 0; i < rows; ++i, source += row, out += 8)
-      _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srl_epi64(_mm512_loadu_si512(source), to_right),
-                                               _mm512_sll_epi64(_mm512_loadu_si512(source + 1), to_left)));
+    const __mmask8 some = static_cast<__mmask8>((1 << words) - 1);
+    for (int i = 0; i < rows; ++i, source += row, out += words) {
+      const __m512i low = _mm512_srl_epi64(_mm512_maskz_loadu_epi64(some, source), to_right);
+      const __m512i high = _mm512_sll_epi64(_mm512_maskz_loadu_epi64(some, source + 1), to_left);
+      _mm512_mask_storeu_epi64(out, some, _mm512_or_si512(low, high));
+    }
     return;
   }
 #endif
@@ -120,6 +123,75 @@ static void shifted(const std::uint64_t* source, std::ptrdiff_t row, int rows, s
     return;
   }
   for (int i = 0; i < rows; ++i, source += row, out += words) shift_row(source, right, words, out);
+}
+
+static inline std::uint64_t word_at(const std::uint64_t* source, std::int64_t bit) {
+  const std::uint64_t* word = source + (bit >> 6);
+  const int right = static_cast<int>(bit & 63);
+  return right ? (word[0] >> right) | (word[1] << (64 - right)) : word[0];
+}
+
+// Every other bit, moved together.
+static inline std::uint64_t every_other(std::uint64_t bits) {
+#if defined(__AVX512F__)  // and so BMI2, where it is fast
+  return _pext_u64(bits, 0x5555555555555555ull);
+#else
+  bits &= 0x5555555555555555ull;
+  bits = (bits | (bits >> 1)) & 0x3333333333333333ull;
+  bits = (bits | (bits >> 2)) & 0x0f0f0f0f0f0f0f0full;
+  bits = (bits | (bits >> 4)) & 0x00ff00ff00ff00ffull;
+  bits = (bits | (bits >> 8)) & 0x0000ffff0000ffffull;
+  return (bits | (bits >> 16)) & 0x00000000ffffffffull;
+#endif
+}
+
+static inline void append(std::uint64_t bits, int count, std::uint64_t* out, std::int64_t at) {
+  if (count < 64) bits &= (1ull << count) - 1;
+  const int left = static_cast<int>(at & 63);
+  out[at >> 6] |= bits << left;
+  if (left + count > 64) out[(at >> 6) + 1] |= bits >> (64 - left);
+}
+
+static void pick(const std::uint64_t* source, std::int64_t position, std::int64_t step, int stride, int count, int rows,
+                 std::uint64_t* out, std::int64_t at, std::int64_t out_step) {
+  if (stride == 2 && count <= 32 && out_step <= 64) {  // a row at once, without branches
+    const std::uint64_t some = (1ull << count) - 1;
+    std::uint64_t held = out[at >> 6];  // of the word that a row starts in
+    for (int row = 0; row < rows; ++row, position += step) {
+      const std::uint64_t* word = source + (position >> 6);
+      const int right = static_cast<int>(position & 63), left = static_cast<int>(at & 63);
+      const std::uint64_t bits = every_other((word[0] >> right) | (word[1] << 1 << (63 - right))) & some;
+      held |= bits << left;
+      const std::uint64_t over = bits >> 1 >> (63 - left);
+      out[at >> 6] = held;
+      out[(at >> 6) + 1] = over;
+      const std::int64_t next = at + out_step;
+      held = next >> 6 != at >> 6 ? over : held;
+      at = next;
+    }
+    return;
+  }
+  const int chunk = stride < 2 ? 64 : stride == 2 ? 32 : 1;
+  for (int row = 0; row < rows; ++row, position += step, at += out_step)
+    for (int done = 0; done < count; done += chunk) {
+      const std::uint64_t bits = word_at(source, position + static_cast<std::int64_t>(done) * stride);
+      append(stride == 2 ? every_other(bits) : bits, count - done < chunk ? count - done : chunk, out, at + done);
+    }
+}
+
+static void put(const std::uint64_t* bits, std::uint64_t flip, const std::uint64_t* mask, std::uint64_t pad, int words,
+                std::uint64_t* target) {
+#if defined(__AVX512F__)
+  const __mmask8 some = static_cast<__mmask8>((1 << words) - 1);
+  const __m512i inside = _mm512_maskz_loadu_epi64(some, mask);
+  const __m512i turned = _mm512_set1_epi64(static_cast<long long>(flip));
+  const __m512i outside = _mm512_set1_epi64(static_cast<long long>(pad));
+  const __m512i kept = _mm512_xor_si512(_mm512_maskz_loadu_epi64(some, bits), turned);
+  // inside ? kept : outside
+  _mm512_mask_storeu_epi64(target, some, _mm512_ternarylogic_epi64(inside, kept, outside, 0xca));
+#else
+  for (int w = 0; w < words; ++w) target[w] = ((bits[w] ^ flip) & mask[w]) | (pad & ~mask[w]);
+#endif
 }
 
 static void every(const std::uint8_t* source, int stride, int count, std::uint8_t* out) {
@@ -139,7 +211,10 @@ static void largest(float* a, const float* b, int count) {
 }
 
 static void largest_of(const float* source, int kernel, int stride, int count, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
+  if (stride == 2)
+    for (int i = 0; i < count; ++i) out[i] = source[2 * i];
+  else
+    for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
   for (int k = 1; k < kernel; ++k) {
     if (stride == 2)
       for (int i = 0; i < count; ++i) out[i] = winner(out[i], source[2 * i + k]);
@@ -206,13 +281,16 @@ static inline void put_plane(const BlockStep& step, int group, int j, std::uint6
   step.planes[j * step.plane + group] = (bits & mask) | (pad & ~mask);
 }
 
-static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step, int group) {
-  const Quantizer& q = *step.quantizer;
+static inline bool is_one_bit(const Quantizer& q) {
+  return q.rounding == Rounding::nearest && q.bits == 1 && q.low == 0;
+}
+
+static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step, const Quantizer& q, int group) {
   if (q.rounding == Rounding::sign) {
     put_plane(step, group, 0, gather_bits([&](int v) { return not_negative(y[v]); }));
     return;
   }
-  if (q.rounding == Rounding::nearest && q.bits == 1 && q.low == 0) {  // one half goes to the even code, 0
+  if (is_one_bit(q)) {  // one half goes to the even code, 0
     put_plane(step, group, 0, gather_bits([&](int v) { return above(y[v] * q.reciprocal, 0.5f); }));
     return;
   }
@@ -223,11 +301,10 @@ static inline void write_planes(const Reals (&y)[vectors], const BlockStep& step
 }
 
 // Codes that are bytes lie with the channels last: one row's are far apart.
-static inline void write_bytes(const Reals (&y)[vectors], const BlockStep& step, int group) {
+static inline void write_bytes(const Reals (&y)[vectors], const BlockStep& step, const Quantizer& q, int group) {
   std::int32_t codes[64];
   for (int v = 0; v < vectors; ++v) {
-    const bool sign = step.quantizer->rounding == Rounding::sign;
-    const Ints some = sign ? Ints(y[v] >= 0.0f) & 1 : codes_of(y[v], *step.quantizer);
+    const Ints some = q.rounding == Rounding::sign ? Ints(y[v] >= 0.0f) & 1 : codes_of(y[v], q);
     std::memcpy(codes + v * lanes_wide, &some, sizeof some);
   }
   std::uint8_t* out = step.bytes + 64 * group * step.plane;
@@ -261,10 +338,10 @@ static inline void finish_group(Reals (&y)[vectors], int group, const BlockStep*
         std::memcpy(step->floats + 64 * group, y, sizeof y);
         break;
       case StepKind::quantize:
-        write_planes(y, *step, group);
+        write_planes(y, *step, *step->quantizer, group);
         break;
       case StepKind::quantize_bytes:
-        write_bytes(y, *step, group);
+        write_bytes(y, *step, *step->quantizer, group);
         break;
     }
   }
@@ -308,28 +385,72 @@ static bool usual(const BlockStep* steps, int number, Usual& u) {
   return true;
 }
 
-template <bool other, bool relu, bool store, class Source>
-static inline void finish_usual(const Usual& u, int groups, const Source& source) {
-  const auto factor = [](const BlockStep* step, float none) { return all(step ? *step->factors : none); };
-  // Times 1 and plus −0 change no number at all.
-  const Reals m = factor(u.m, 1.0f), b = factor(u.b, -0.0f);
-  const Reals slope = factor(u.slope, 1.0f), offset = factor(u.offset, -0.0f);
-  for (int group = 0; group < groups; ++group) {
-    Reals y[vectors];
+// What a step's pointer is for the first row, and how far it is to the next; `none` for a step that there is not.
+template <class T>
+struct Walk {
+  T* at;
+  std::ptrdiff_t row;
+};
+
+static inline Walk<const float> factors_of(const BlockStep* step, const float* none) {
+  return step ? Walk<const float>{step->factors, step->row} : Walk<const float>{none, 0};
+}
+
+enum class Writes { nothing, one_bit, planes, bytes };
+
+template <bool other, bool store, Writes writes, class Source>
+static void finish_usual(const Usual& u, int rows, int groups, const Source& source) {
+  // Times 1 and plus −0 change no number at all, nor does the larger of it and −∞.
+  const float one = 1.0f, nothing = -0.0f;
+  const Reals least = all(u.relu ? 0.0f : -__builtin_inff());
+  Walk<const float> m = factors_of(u.m, &one), b = factors_of(u.b, &nothing);
+  Walk<const float> slope = factors_of(u.slope, &one), offset = factors_of(u.offset, &nothing);
+  const float* added = other ? u.other->floats : nullptr;
+  float* stored = store ? u.store->floats : nullptr;
+  BlockStep quantize{};
+  Quantizer how;
+  if (writes != Writes::nothing) quantize = *u.quantize, how = *u.quantize->quantizer;
+  const std::uint64_t pad = quantize.pad & 1 ? ~0ull : 0ull;
+  const Reals reciprocal = all(how.reciprocal);
+  for (int row = 0; row < rows; ++row) {
+    const auto of_row = source(row);
+    const Reals m_row = all(*m.at), b_row = all(*b.at), slope_row = all(*slope.at), offset_row = all(*offset.at);
+    for (int group = 0; group < groups; ++group) {
+      Reals y[vectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) {
-      const int at = 64 * group + v * lanes_wide;
-      y[v] = (source(at) * m + b) * slope + offset;
-      if (other) y[v] += load(u.other->floats + at);
-      if (relu) y[v] = larger(Reals{}, y[v]);
-      if (store) std::memcpy(u.store->floats + at, &y[v], sizeof(Reals));
+      for (int v = 0; v < vectors; ++v) {
+        const int at = 64 * group + v * lanes_wide;
+        y[v] = (of_row(at) * m_row + b_row) * slope_row + offset_row;
+        if (other) y[v] += load(added + at);
+        y[v] = larger(least, y[v]);  // a NaN stays, as in torch
+        if (store) std::memcpy(stored + at, &y[v], sizeof(Reals));
+      }
+      if (writes == Writes::one_bit) {  // one half goes to the even code, 0
+        const std::uint64_t bits = gather_bits([&](int v) { return above(y[v] * reciprocal, 0.5f); });
+        const std::uint64_t mask = quantize.mask[group];
+        quantize.planes[group] = (bits & mask) | (pad & ~mask);
+      }
+      if (writes == Writes::planes) write_planes(y, quantize, how, group);
+      if (writes == Writes::bytes) write_bytes(y, quantize, how, group);
     }
-    if (!u.quantize) continue;
-    if (u.quantize->kind == StepKind::quantize)
-      write_planes(y, *u.quantize, group);
-    else
-      write_bytes(y, *u.quantize, group);
+    m.at += m.row, b.at += b.row, slope.at += slope.row, offset.at += offset.row;
+    if (other) added += u.other->row;
+    if (store) stored += u.store->row;
+    if (writes == Writes::bytes) quantize.bytes += quantize.row;
+    if (writes == Writes::one_bit || writes == Writes::planes) quantize.planes += quantize.row;
   }
+}
+
+template <bool other, bool store, class Source>
+static inline void finish_usual(const Usual& u, int rows, int groups, const Source& source) {
+  if (!u.quantize)
+    finish_usual<other, store, Writes::nothing>(u, rows, groups, source);
+  else if (u.quantize->kind != StepKind::quantize)
+    finish_usual<other, store, Writes::bytes>(u, rows, groups, source);
+  else if (is_one_bit(*u.quantize->quantizer))
+    finish_usual<other, store, Writes::one_bit>(u, rows, groups, source);
+  else
+    finish_usual<other, store, Writes::planes>(u, rows, groups, source);
 }
 
 static inline void next_row(BlockStep* steps, int number) {
@@ -361,26 +482,23 @@ static void finish_rows(int rows, int groups, const BlockStep* given, int number
   BlockStep steps[most_steps];
   std::memcpy(steps, given, sizeof(BlockStep) * static_cast<std::size_t>(number));
   Usual u;
-  const bool straight = usual(steps, number, u);
+  if (usual(steps, number, u)) {
+    if (u.other && u.store)
+      finish_usual<true, true>(u, rows, groups, source);
+    else if (u.other)
+      finish_usual<true, false>(u, rows, groups, source);
+    else if (u.store)
+      finish_usual<false, true>(u, rows, groups, source);
+    else
+      finish_usual<false, false>(u, rows, groups, source);
+    return;
+  }
   for (int row = 0; row < rows; ++row, next_row(steps, number)) {
     const auto of_row = source(row);
-    if (!straight) {
-      for (int group = 0; group < groups; ++group) {
-        Reals y[vectors];
-        for (int v = 0; v < vectors; ++v) y[v] = of_row(64 * group + v * lanes_wide);
-        finish_group(y, group, steps, number);
-      }
-      continue;
-    }
-    switch ((u.other ? 4 : 0) + (u.relu ? 2 : 0) + (u.store ? 1 : 0)) {
-      case 0: finish_usual<false, false, false>(u, groups, of_row); break;
-      case 1: finish_usual<false, false, true>(u, groups, of_row); break;
-      case 2: finish_usual<false, true, false>(u, groups, of_row); break;
-      case 3: finish_usual<false, true, true>(u, groups, of_row); break;
-      case 4: finish_usual<true, false, false>(u, groups, of_row); break;
-      case 5: finish_usual<true, false, true>(u, groups, of_row); break;
-      case 6: finish_usual<true, true, false>(u, groups, of_row); break;
-      default: finish_usual<true, true, true>(u, groups, of_row);
+    for (int group = 0; group < groups; ++group) {
+      Reals y[vectors];
+      for (int v = 0; v < vectors; ++v) y[v] = of_row(64 * group + v * lanes_wide);
+      finish_group(y, group, steps, number);
     }
   }
 }
@@ -393,6 +511,12 @@ static void finish_counts(const std::int32_t* counts, std::ptrdiff_t stride, std
   if (slope == 2 && !shared)  // the usual case: no product, no shift
     finish_rows(rows, groups, steps, number, [&](int row) {
       return [from = counts + row * stride, half = offsets[row] / 2](int at) { return real(load(from + at) + half); };
+    });
+  else if (slope == 1 && !shared)
+    finish_rows(rows, groups, steps, number, [&](int row) {
+      return [from = counts + row * stride, offset = offsets[row]](int at) {
+        return real((load(from + at) + offset) >> 1);
+      };
     });
   else if (!shared)
     finish_rows(rows, groups, steps, number, [&](int row) {
@@ -418,4 +542,4 @@ static void finish_floats(const float* y, std::ptrdiff_t stride, int rows, int g
 }  // namespace lowbit
 
 #define LOWBIT_LANE_OPS(NAME) \
-  { NAME, shifted, every, largest, largest_of, best_sums, best_of, finish_counts, finish_floats }
+  { NAME, shifted, pick, put, every, largest, largest_of, best_sums, best_of, finish_counts, finish_floats }

@@ -200,8 +200,8 @@ class Pool2d final : public Operation {
 
 class Subsample final : public Operation {
  public:
-  Subsample(const Program& program, int input, int output, int stride)
-      : program_(program), input_(input), output_(output), stride_(stride) {
+  Subsample(const Program& program, int input, int output, int stride, const LaneOps& lanes)
+      : program_(program), input_(input), output_(output), stride_(stride), lanes_(lanes) {
     const Value &in = program.value(input), &out = program.value(output);
     if (in.is_codes || out.is_codes || out.channels < in.channels ||
         out.geometry.height != (in.geometry.height + stride - 1) / stride ||
@@ -214,14 +214,14 @@ class Subsample final : public Operation {
     if (in.pixels) return run_pixels(context);
     context.each(out.channels, [&](int c, char*) {
       float* target = context.data.floats(output_, c);
-      for (int y = 0; y < out.geometry.height; ++y, target += out.geometry.pitch) {
-        if (c >= in.channels) {
-          std::fill(target, target + out.geometry.width, 0.0f);
-          continue;
-        }
-        const float* source = context.data.floats(input_, c) + static_cast<std::int64_t>(y) * stride_ * in.geometry.pitch;
-        for (int x = 0; x < out.geometry.width; ++x) target[x] = source[static_cast<std::int64_t>(x) * stride_];
+      if (c >= in.channels) {
+        std::memset(target, 0, sizeof(float) * static_cast<std::size_t>(out.geometry.flat()));
+        return;
       }
+      const float* source = context.data.floats(input_, c);
+      for (int y = 0; y < out.geometry.height; ++y, target += out.geometry.pitch)
+        lanes_.largest_of(source + static_cast<std::int64_t>(y) * stride_ * in.geometry.pitch, 1, stride_,
+                          out.geometry.width, target);
     });
   }
   std::size_t scratch() const override { return 0; }
@@ -247,6 +247,7 @@ class Subsample final : public Operation {
 
   const Program& program_;
   int input_, output_, stride_;
+  const LaneOps& lanes_;
 };
 
 }  // namespace
@@ -287,6 +288,13 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
   struct Place {
     std::size_t offset, size;
     int free_after;
+    int value;  // that lies there now
+  };
+  const auto replaceable = [&](int old, int v) {
+    if (first[v] < 0 || end[old] != first[v] || program.value(old).is_codes) return false;
+    const std::vector<int> some = operations[static_cast<std::size_t>(first[v])]->replaces();
+    const bool named = std::find(some.begin(), some.end(), old) != some.end();
+    return named && size_of(program.value(old)) == size_of(program.value(v));
   };
   std::vector<Place> places;
   std::vector<int> order(static_cast<std::size_t>(count));
@@ -297,12 +305,15 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
     Place* best = nullptr;
     if (!program.value(v).is_codes)  // padding bits are set once, and must not be overwritten
       for (Place& place : places)
-        if (place.free_after < first[v] && place.size >= size && (!best || place.size < best->size)) best = &place;
+        if ((place.free_after < first[v] || replaceable(place.value, v)) && place.size >= size &&
+            (!best || place.size < best->size || replaceable(place.value, v)))
+          best = &place;
     if (!best) {
-      places.push_back({layout.bytes, size, 0});
+      places.push_back({layout.bytes, size, 0, v});
       layout.bytes += size;
       best = &places.back();
     }
+    best->value = v;
     best->free_after = program.value(v).is_codes ? last + 1 : std::max(end[v], first[v]);
     layout.offsets[static_cast<std::size_t>(v)] = best->offset;
   }
@@ -369,17 +380,6 @@ int Steps::resolve_pixels(Worker& worker, int c, std::int64_t position, BlockSte
   return static_cast<int>(steps_.size());
 }
 
-void Steps::write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
-                  std::ptrdiff_t stride) const {
-  const Value& v = program_.value(value);
-  const std::uint64_t* mask = mask_.data() + group;
-  for (int j = 0; j < v.codes.bits; ++j, bits += stride) {
-    std::uint64_t* target = worker.plane(value, c, j) + v.geometry.front / 64 + group;
-    const std::uint64_t pad = (v.codes.pad >> j) & 1 ? ~0ull : 0ull;
-    for (int w = 0; w < words; ++w) target[w] = (bits[w] & mask[w]) | (pad & ~mask[w]);
-  }
-}
-
 int Steps::resolve(Worker& worker, int c, int group, BlockStep* resolved) const {
   for (const Step& step : steps_) {
     BlockStep& out = *resolved++;
@@ -426,6 +426,17 @@ std::vector<int> Steps::writes() const {
   return all;
 }
 
+std::vector<int> Steps::replaces() const {
+  std::vector<int> all;
+  bool stored = false;
+  for (const Step& step : steps_) {
+    if (step.kind == StepKind::add_value && stored) return {};
+    if (step.kind == StepKind::add_value) all.push_back(step.value);
+    stored = stored || step.kind == StepKind::store;
+  }
+  return all;
+}
+
 std::string Steps::describe() const {
   static const char* const names[] = {"multiply", "add", "add value", "relu", "store", "quantize"};
   std::string text;
@@ -446,8 +457,9 @@ std::unique_ptr<Operation> make_pool(const Program& program, int input, int outp
   return std::make_unique<Pool2d>(program, input, output, kernel, stride, padding, lanes);
 }
 
-std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride) {
-  return std::make_unique<Subsample>(program, input, output, stride);
+std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride,
+                                          const LaneOps& lanes) {
+  return std::make_unique<Subsample>(program, input, output, stride, lanes);
 }
 
 }  // namespace lowbit

@@ -89,6 +89,8 @@ class Operation {
   virtual std::vector<int> reads() const = 0;
   virtual std::vector<int> writes() const = 0;
   virtual bool reads_given(int) const { return false; }  // of an input: from where the caller has it
+  // Floats that it reads at the very positions that it then stores at, and not again: a store may take their place.
+  virtual std::vector<int> replaces() const { return {}; }
   virtual std::string describe() const = 0;
 };
 
@@ -108,11 +110,11 @@ class Steps {
   // Whether the values do; false where there are none.
   bool in_pixels() const;
   bool only_bytes() const;  // whether they do nothing but quantize to bytes
-  // Codes that were found otherwise: bits[j * stride + w] to the value's planes.
-  void write(Worker& worker, int value, int c, int group, int words, const std::uint64_t* bits,
-             std::ptrdiff_t stride) const;
+  // Of the groups from `group` on: which positions belong to the map.
+  const std::uint64_t* mask(int group) const { return mask_.data() + group; }
   std::vector<int> reads() const;
   std::vector<int> writes() const;
+  std::vector<int> replaces() const;  // see Operation
   std::string describe() const;
 
  private:
@@ -137,7 +139,8 @@ std::unique_ptr<Operation> make_pool(const Program& program, int input, int outp
                                      int padding, const LaneOps& lanes);
 std::unique_ptr<Operation> make_map(const Program& program, int input, std::vector<Step> steps, const LaneOps& lanes,
                                     const PixelCore& core);
-std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride);
+std::unique_ptr<Operation> make_subsample(const Program& program, int input, int output, int stride,
+                                          const LaneOps& lanes);
 std::unique_ptr<Operation> make_mean(const Program& program, int input, int output, int lanes);
 
 }  // namespace lowbit

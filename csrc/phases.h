@@ -48,6 +48,13 @@ class Phases {
       taps_.push_back({static_cast<int>(found - used.begin()), shift});
     });
     names_ = used;
+    for (int name : names_) {
+      const int offset = first_y_ * c.stride_h + name / c.stride_w;  // input row of the plane's row 0
+      const int first = std::clamp(-floor_divide(offset, c.stride_h), 0, rows_);
+      const int end = std::clamp(floor_divide(in.height - 1 - offset, c.stride_h) + 1, first, rows_);
+      const int column = first_x_ * c.stride_w + name % c.stride_w;
+      inside_.push_back({first, end - first, offset + first * c.stride_h, column, columns_});
+    }
   }
 
   bool direct() const { return direct_; }
@@ -56,16 +63,13 @@ class Phases {
   // 64-position groups of one plane, slack for whole vectors included.
   std::int64_t groups() const { return (rows_ * out_.pitch + spread_ + 63) / 64 + 10; }
 
-  // row(input row, or −1 for one outside; first input column; number of columns; position in the plane)
-  template <class F>
-  void each_row(int phase, F&& row) const {
-    const int ry = names_[static_cast<std::size_t>(phase)] / c_.stride_w;
-    const int rx = names_[static_cast<std::size_t>(phase)] % c_.stride_w;
-    for (int y = 0; y < rows_; ++y) {
-      const int source = (y + first_y_) * c_.stride_h + ry;
-      row(source < 0 || source >= in_.height ? -1 : source, first_x_ * c_.stride_w + rx, columns_, y * out_.pitch);
-    }
-  }
+  // The rows of a phase's plane that come from rows of the input; those before and after lie in the padding.
+  struct Inside {
+    int first, rows;          // of the plane
+    int row, column, columns;  // of the input
+  };
+  const Inside& inside(int phase) const { return inside_[static_cast<std::size_t>(phase)]; }
+  int rows() const { return rows_; }
 
  private:
   const Convolution& c_;
@@ -75,6 +79,7 @@ class Phases {
   int first_y_ = 0, first_x_ = 0, rows_ = 0, columns_ = 0, spread_ = 0;
   std::vector<Tap> taps_;
   std::vector<int> names_;
+  std::vector<Inside> inside_;
 };
 
 }  // namespace lowbit

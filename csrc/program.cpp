@@ -118,7 +118,7 @@ void Program::pool(int input, int output, int kernel, int stride, int padding) {
 }
 
 void Program::subsample(int input, int output, int stride) {
-  plan([=] { return make_subsample(*this, input, output, stride); }, {input, output}, {}, false);
+  plan([=] { return make_subsample(*this, input, output, stride, *lanes_); }, {input, output}, {}, false);
 }
 
 void Program::choose_layouts() {

@@ -61,9 +61,9 @@ struct Layout {
 void test(const BitCore* core, bool narrow, int M, int K, int shift, int spare) {
   const Layout at{core, narrow};
   const int words = at.words(), lanes = 64 * words;
-  const int calls = 1 + int(rng() % 2);
+  const int calls = 1 + int(rng() % 2), digits = 1 + int(rng() % 3);
   int depth = 1;
-  const std::int64_t most = (std::int64_t(K) << shift) * calls + 5;
+  const std::int64_t most = (std::int64_t(K) << shift) * ((1 << digits) - 1) * calls + 5;
   while ((std::int64_t(1) << depth) <= most) ++depth;
   depth += spare;
 
@@ -79,21 +79,32 @@ void test(const BitCore* core, bool narrow, int M, int K, int shift, int spare) 
     }
   }
   for (int call = 0; call < calls; ++call) {
-    Buffer<std::uint64_t> planes(std::size_t(K) * words);
-    Buffer<std::uint8_t> bits(std::size_t(M) * K, 8);
+    const int stride = narrow ? 1 + int(rng() % 3) : words;
+    Buffer<std::uint64_t> planes(std::size_t(K) * stride);
+    Buffer<std::uint8_t> bits(std::size_t(digits) * M * K, 8);
     const int kind = int(rng() % 4);
     for (std::size_t i = 0; i < planes.size; ++i) planes[i] = kind == 0 ? ~0ull : kind == 1 ? 0 : rng();
     for (std::size_t i = 0; i < bits.size; ++i) bits[i] = kind == 0 ? 1 : std::uint8_t(rng() & 1);
-    Buffer<std::uint8_t> packed(narrow ? core->narrow_packed_size(M, K) : core->packed_size(M, K), 8);
-    Buffer<std::uint8_t> scratch(core->scratch_size(M, K, depth));
-    (narrow ? core->narrow_pack : core->pack)(bits.data, M, K, packed.data);
-    (narrow ? core->narrow : core->wide)(planes.data, K, packed.data, M, shift, depth, counters.data, scratch.data);
-    for (int m = 0; m < M; ++m) {
-      for (int k = 0; k < K; ++k) {
-        const std::uint64_t flip = bits[std::size_t(m) * K + k] ? 0 : ~0ull;
-        for (int i = 0; i < lanes; ++i) {
-          const std::uint64_t word = planes[std::size_t(k) * words + i / 64] ^ flip;
-          count[std::size_t(m) * lanes + i] += std::int64_t(word >> (i % 64) & 1) << shift;
+    const std::size_t size = narrow ? core->narrow_packed_size(M, K) : core->packed_size(M, K);
+    Buffer<std::uint8_t> packed(size * digits, 8);
+    Buffer<std::uint8_t> scratch(core->scratch_size(M, K, depth, digits));
+    const std::uint8_t* sets[3];
+    for (int i = 0; i < digits; ++i) {
+      sets[i] = packed.data + i * size;
+      (narrow ? core->narrow_pack : core->pack)(bits.data + std::size_t(i) * M * K, M, K, packed.data + i * size);
+    }
+    if (narrow)
+      core->narrow(planes.data, stride, K, sets, digits, M, shift, depth, counters.data, scratch.data);
+    else
+      core->wide(planes.data, K, sets, digits, M, shift, depth, counters.data, scratch.data);
+    for (int digit = 0; digit < digits; ++digit) {
+      for (int m = 0; m < M; ++m) {
+        for (int k = 0; k < K; ++k) {
+          const std::uint64_t flip = bits[(std::size_t(digit) * M + m) * K + k] ? 0 : ~0ull;
+          for (int i = 0; i < lanes; ++i) {
+            const std::uint64_t word = planes[std::size_t(k) * stride + i / 64] ^ flip;
+            count[std::size_t(m) * lanes + i] += std::int64_t(word >> (i % 64) & 1) << (shift + digit);
+          }
         }
       }
     }
@@ -166,10 +177,32 @@ void test(const BitCore* core, bool narrow, int M, int K, int shift, int spare) 
   }
 }
 
+void test_sum(const BitCore* core, int K, int shift) {
+  const int words = core->words, lanes = 64 * words, stride = 1 + int(rng() % words), start = int(rng() % 6);
+  int depth = 1;
+  while ((std::int64_t(1) << depth) <= (std::int64_t(K) << shift) + start) ++depth;
+  Buffer<std::uint64_t> planes(std::size_t(K - 1) * stride + words, 8), counter(std::size_t(depth) * words, 8);
+  for (std::size_t i = 0; i < planes.size; ++i) planes[i] = rng();
+  for (int i = 0; i < depth * words; ++i) counter[i] = start >> i / words & 1 ? ~0ull : 0;
+  const bool complement = rng() & 1;
+  core->sum(planes.data, stride, K, complement, shift, depth, counter.data);
+  bool ok = true;
+  for (int i = 0; i < lanes; ++i) {
+    std::int64_t want = start, got = 0;
+    for (int k = 0; k < K; ++k)
+      want += std::int64_t((planes[std::size_t(k) * stride + i / 64] >> (i % 64) & 1) ^ complement) << shift;
+    for (int p = 0; p < depth; ++p) got |= std::int64_t(counter[p * words + i / 64] >> (i % 64) & 1) << p;
+    ok &= want == got;
+  }
+  check(ok, core, "sum", 1, K, shift, depth);
+}
+
 void test_all(int rounds) {
   int n = 0;
   const BitCore* const* cores = lowbit::bit_cores(&n);
   for (int c = 0; c < n; ++c) {
+    for (int K : {1, 2, 15, 16, 17, 33, 144, 577, 1000})
+      for (int shift = 0; shift < 4; ++shift) test_sum(cores[c], K, shift);
     for (int narrow = 0; narrow <= int(cores[c]->has_narrow); ++narrow) {
       const int before = failures;
       int cases = 0;
@@ -255,16 +288,20 @@ void bench(const BitCore* core, bool narrow, int M, int K, int groups, const cha
   for (std::size_t i = 0; i < planes.size; ++i) planes[i] = rng();
   for (std::size_t i = 0; i < bits.size; ++i) bits[i] = std::uint8_t(rng() & 1);
   Buffer<std::uint8_t> packed(narrow ? core->narrow_packed_size(M, K) : core->packed_size(M, K));
-  Buffer<std::uint8_t> scratch(core->scratch_size(M, K, depth));
+  Buffer<std::uint8_t> scratch(core->scratch_size(M, K, depth, 1));
   Buffer<std::int32_t> thresholds(M * 15), out(std::size_t(M) * lanes);
   Buffer<std::uint64_t> codes(std::size_t(at.rows(M)) * 4 * words);
   for (int i = 0; i < M * 15; ++i) thresholds[i] = std::int32_t(rng() % K);
   (narrow ? core->narrow_pack : core->pack)(bits.data, M, K, packed.data);
+  const std::uint8_t* const set = packed.data;
   const Timing product = least([&] {
     for (int g = 0; g < groups; ++g) {
       std::memset(counters.data, 0, counters.size * 8);
-      (narrow ? core->narrow : core->wide)(planes.data + std::size_t(g) * K * words, K, packed.data, M, 0, depth,
-                                           counters.data, scratch.data);
+      const std::uint64_t* const from = planes.data + std::size_t(g) * K * words;
+      if (narrow)
+        core->narrow(from, 1, K, &set, 1, M, 0, depth, counters.data, scratch.data);
+      else
+        core->wide(from, K, &set, 1, M, 0, depth, counters.data, scratch.data);
     }
   });
   const auto once = [&](auto body) { return least(body, 0.05).cycles; };

@@ -86,6 +86,7 @@ class Lowering:
         self.chains: dict[fx.Node, _Chain] = {}  # values on their way
         self.codes: dict[fx.Node, int] = {}  # layer → codes of its input
         self.plane_values: set[int] = set()  # codes as bit planes, not bytes
+        self.merged: dict[fx.Node, tuple[fx.Node, int]] = {}  # subsampling that waits for its only reader
         self.inside = set(segment.nodes)
 
     def build(self) -> Lowered:
@@ -156,6 +157,8 @@ class Lowering:
     def _lower(self, node: fx.Node) -> None:
         kind = self.segment.kinds[node]
         sources = [a for a in node.args if isinstance(a, fx.Node)]
+        if kind == "subsample" and self._merges(node, sources[0]):
+            return
         if kind == "layer":
             chain = _Chain(node, self.codes[node], self._scaling(node))
         elif kind == "norm":
@@ -209,6 +212,7 @@ class Lowering:
         """A pooling, a mean, or a choice of positions and channels: a value of another shape."""
         if kind == "pool" and (fused := self._pooled(node, source)) is not None:
             return fused
+        source, stride = self.merged.pop(source, (source, 1))
         if source in self.chains:
             self.values[source] = self._floats(source)
             self._write(self.chains.pop(source), self.values[source], {})
@@ -223,10 +227,22 @@ class Lowering:
             assert average is not None
             self.program.mean(self.values[source], self.values[node], order_of(average, height, width))
         else:
-            found = subsampling(node)
-            assert found is not None
-            self.program.subsample(self.values[source], self.values[node], found[0])
+            self.program.subsample(self.values[source], self.values[node], self._stride(node) * stride)
         return _Chain(None, self.values[node], [])
+
+    def _stride(self, node: fx.Node) -> int:
+        found = subsampling(node)
+        assert found is not None
+        return found[0]
+
+    def _merges(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a choice of positions becomes one operation with the choice of channels behind it."""
+        users = list(node.users)
+        if len(users) != 1 or users[0] not in self.inside or self.segment.kinds[users[0]] != "subsample":
+            return False
+        source, stride = self.merged.pop(source, (source, 1))
+        self.merged[node] = source, stride * self._stride(node)
+        return True
 
     def _pooled(self, node: fx.Node, source: fx.Node) -> _Chain | None:
         """A pooling of what a convolution of bytes gives, as a pooling of its sums; else None."""
