@@ -234,7 +234,7 @@ class ByteOperation : public Operation {
         by_channel_(!steps_.in_pixels()) {}
 
   std::size_t shared() const override {
-    return by_channel_ ? 4 * static_cast<std::size_t>(c_.out_channels) * row_size() : 0;
+    return by_channel_ && bands_ > 1 ? 4 * static_cast<std::size_t>(c_.out_channels) * row_size() : 0;
   }
   std::vector<int> reads() const override {
     std::vector<int> all = steps_.reads();
@@ -248,15 +248,20 @@ class ByteOperation : public Operation {
   }
 
  protected:
-  // Takes the sums of `pixels` of `rows` rows from position (y, x) on, of channels from `first` to `end`.
+  // Takes the sums of `pixels` of `rows` rows from position (y, x) on, of channels from `first` to `end`. What lies channel
+  // by channel is finished in groups of 64 positions: as soon as a few are complete, where one thread sees them all (then
+  // there is a buffer for those that wait), or else in the end.
   class Delivery {
    public:
-    Delivery(const ByteOperation& operation, Worker& worker, int first, int end)
-        : operation_(operation), first_(first), end_(end) {
-      if (operation.by_channel_)
-        row_ = operation.row(worker, first);
-      else
+    Delivery(const ByteOperation& operation, Worker& worker, int first, int end, std::int32_t* buffer)
+        : operation_(operation), worker_(worker), first_(first), end_(end) {
+      if (!operation.by_channel_) {
         number_ = operation.steps_.resolve_pixels(worker, first, 0, steps_);
+        return;
+      }
+      buffer_ = buffer;
+      sums_ = buffer ? buffer : operation.row(worker, first);
+      size_ = buffer ? operation.buffer_row() : operation.row_size();
     }
     void operator()(int y, int x, int pixels, int rows, const std::int32_t* sums, std::ptrdiff_t stride,
                     std::ptrdiff_t row) {
@@ -264,8 +269,8 @@ class ByteOperation : public Operation {
       const std::int64_t position = static_cast<std::int64_t>(y) * o.out_.pitch + x;
       if (o.by_channel_) {
         for (int i = 0; i < rows; ++i)
-          o.core_.transpose(sums + i * row, stride, pixels, end_ - first_, row_ + position + i * o.out_.pitch,
-                            o.row_size());
+          o.core_.transpose(sums + i * row, stride, pixels, end_ - first_,
+                            sums_ + position - 64ll * done_ + i * o.out_.pitch, size_);
         return;
       }
       for (int i = 0; i < number_; ++i) {
@@ -276,27 +281,45 @@ class ByteOperation : public Operation {
       o.core_.finish(sums, {pixels, rows, end_ - first_, stride, row, o.out_.pitch}, o.windows_.slope(),
                      o.windows_.offsets(first_), steps_, number_);
     }
+    // Everything above row y has come.
+    void advance(int y) {
+      if (!buffer_) return;
+      const ByteOperation& o = operation_;
+      const std::int64_t position = static_cast<std::int64_t>(y) * o.out_.pitch;
+      const int complete = y == o.out_.height ? o.out_.groups() : static_cast<int>(position / 64);
+      if (complete - done_ < 2 && y < o.out_.height) return;
+      o.finish_channels(worker_, first_, end_, done_, complete - done_, buffer_, size_);
+      const std::int64_t left = position - 64ll * complete;
+      for (int m = 0; m < end_ - first_ && left > 0; ++m)
+        std::memmove(buffer_ + m * size_, buffer_ + m * size_ + 64ll * (complete - done_),
+                     sizeof(std::int32_t) * static_cast<std::size_t>(left));
+      done_ = complete;
+    }
 
    private:
     const ByteOperation& operation_;
+    Worker& worker_;
     const int first_, end_;
-    std::int32_t* row_ = nullptr;
-    std::int64_t position_ = 0;
+    std::int32_t *buffer_ = nullptr, *sums_ = nullptr;
+    std::int64_t size_ = 0, position_ = 0;
+    int done_ = 0;  // groups
     int number_ = 0;
     BlockStep steps_[most_steps];
   };
 
   // When all are delivered.
   void complete(Context& context) const {
-    if (!by_channel_) return;
+    if (!by_channel_ || bands_ == 1) return;
     constexpr int chunk = 16;
     context.each((c_.out_channels + chunk - 1) / chunk, [&](int item, char*) {
-      const int first = item * chunk, count = std::min(chunk, c_.out_channels - first);
-      BlockStep steps[most_steps];
-      const int number = steps_.resolve(context.data, first, 0, steps);
-      lanes_.finish_counts(row(context.data, first), row_size(), 2 * windows_.slope(), windows_.doubled_offsets(first),
-                           nullptr, count, out_.groups(), steps, number);
+      const int first = item * chunk, end = std::min(first + chunk, c_.out_channels);
+      finish_channels(context.data, first, end, 0, out_.groups(), row(context.data, first), row_size());
     });
+  }
+
+  // Bytes of a buffer for the sums of so many channels; 0 where none is needed.
+  std::size_t buffer_size(int channels) const {
+    return by_channel_ && bands_ == 1 ? up64(4 * static_cast<std::size_t>(channels) * buffer_row()) : 0;
   }
 
   const Convolution c_;
@@ -304,8 +327,20 @@ class ByteOperation : public Operation {
   const LaneOps& lanes_;
   const Geometry out_;
   const Windows windows_;
+  int bands_ = 1;     // that are computed apart
+  int delivered_ = 2;  // rows that come at once
 
  private:
+  void finish_channels(Worker& worker, int first, int end, int group, int groups, const std::int32_t* sums,
+                       std::int64_t stride) const {
+    BlockStep steps[most_steps];
+    const int number = steps_.resolve(worker, first, group, steps);
+    lanes_.finish_counts(sums, stride, 2 * windows_.slope(), windows_.doubled_offsets(first), nullptr, end - first, groups,
+                         steps, number);
+  }
+  std::int64_t buffer_row() const {
+    return ((static_cast<std::int64_t>(delivered_) * out_.pitch + 256) / 16 | 1) * 16;
+  }
   std::int32_t* row(Worker& worker, int channel) const {
     return static_cast<std::int32_t*>(worker.shared.memory) + channel * row_size();
   }
@@ -320,6 +355,7 @@ class ByteConv final : public ByteOperation {
  public:
   ByteConv(const Program& program, Convolution c, const PixelCore& core, const LaneOps& lanes, int threads)
       : ByteOperation(program, std::move(c), core, lanes), sets_(windows_.blocks() / windows_.together()) {
+    delivered_ = rows_at_once();
     if (threads > 1) bands_ = std::clamp((4 * threads + sets_ - 1) / sets_, 1, out_.height);
   }
 
@@ -329,7 +365,8 @@ class ByteConv final : public ByteOperation {
       const int block = item / bands_ * windows_.together(), end = block + windows_.together();
       const int first = windows_.first_channel(block), last = windows_.end_channel(end);
       const int band = item % bands_, bottom = out_.height * (band + 1) / bands_;
-      Delivery deliver(*this, context.data, first, last);
+      Delivery deliver(*this, context.data, first, last,
+                       bands_ == 1 ? reinterpret_cast<std::int32_t*>(scratch + sums_size()) : nullptr);
       int turn = 0;
       for (int y = out_.height * band / bands_, rows; y < bottom; y += rows) {
         rows = std::min(rows_at_once(), bottom - y);
@@ -342,21 +379,24 @@ class ByteConv final : public ByteOperation {
             });
           deliver(y, left, width, rows, sums, stride, below);
         });
+        deliver.advance(y + rows);
       }
     });
     complete(context);
   }
 
   std::size_t scratch() const override {
-    const auto pixels = static_cast<std::size_t>(std::min(most_at_once, out_.width)) * rows_at_once();
-    return up64(4 * (pixels * windows_.stride() + 64));
+    return sums_size() + buffer_size(static_cast<int>(std::min<std::ptrdiff_t>(c_.out_channels, windows_.stride())));
   }
 
  private:
   static constexpr int most_at_once = 56;  // pixels of a row whose sums wait for the steps
   int rows_at_once() const { return std::max(2, 112 / out_.width / 2 * 2); }
+  std::size_t sums_size() const {
+    const auto pixels = static_cast<std::size_t>(std::min(most_at_once, out_.width)) * rows_at_once();
+    return up64(4 * (pixels * windows_.stride() + 64));
+  }
   const int sets_;
-  int bands_ = 1;
 };
 
 // A convolution and the max-pooling behind it. The steps between them are monotone for each channel, roundings included,
@@ -386,12 +426,13 @@ class PooledByteConv final : public ByteOperation {
     complete(context);
   }
 
-  std::size_t scratch() const override {
+  std::size_t scratch() const override { return sums_size() + buffer_size(c_.out_channels); }
+
+ private:
+  std::size_t sums_size() const {
     return up64(4 * (inner_size() * static_cast<std::size_t>(c_.pool_kernel + 1) +
                      static_cast<std::size_t>(out_.width) * wide() + 64));
   }
-
- private:
   int wide() const { return channels_wide(c_.out_channels); }
   std::int32_t* of_row(std::int32_t* sums, int row) const {
     return sums + inner_size() * static_cast<std::size_t>(row % c_.pool_kernel);
@@ -402,7 +443,8 @@ class PooledByteConv final : public ByteOperation {
     auto* sums = reinterpret_cast<std::int32_t*>(scratch);  // as many rows as a window has, by number modulo those
     std::int32_t* column = sums + inner_size() * static_cast<std::size_t>(c_.pool_kernel);
     std::int32_t* largest = column + inner_size();
-    Delivery deliver(*this, worker, 0, c_.out_channels);
+    Delivery deliver(*this, worker, 0, c_.out_channels,
+                     bands_ == 1 ? reinterpret_cast<std::int32_t*>(scratch + sums_size()) : nullptr);
     int done = 0;
     for (int y = top; y < bottom; ++y) {
       const int from = std::max(y * c_.pool_stride - c_.pool_padding, 0);
@@ -426,13 +468,13 @@ class PooledByteConv final : public ByteOperation {
       core_.pool(rows, to - from, c_.inner.width, wide(), c_.pool_kernel, c_.pool_stride, c_.pool_padding, out_.width,
                  falls_ ? flip_.data() : nullptr, column, largest);
       deliver(y, 0, out_.width, 1, largest, wide(), 0);
+      deliver.advance(y + 1);
     }
   }
 
   static constexpr int most_rows = 64;
   std::vector<std::int32_t> flip_;
   bool falls_ = false;  // any channel
-  int bands_ = 1;
 };
 
 }  // namespace
