@@ -24,30 +24,33 @@ static void amx_product_of(const PixelTile& t) {
     config.rows[tile] = static_cast<std::uint8_t>(tile < 6 ? t.pixels : depth);
   }
   _tile_loadconfig(&config);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
   const bool two = t.groups == 2;
-  for (int q = 0; q < t.quads; q += depth) {
-    const std::uint8_t* x = t.base + t.offsets[q];
-    const std::uint8_t* w = t.weights + static_cast<std::ptrdiff_t>(q) * Vectors * lanes * 4;
-    _tile_loadd(6, w, Vectors * 64);
-    if (Vectors == 2) _tile_loadd(7, w + 64, Vectors * 64);
-    _tile_loadd(4, x, t.step);
-    _tile_dpbusd(0, 4, 6);
-    if (Vectors == 2) _tile_dpbusd(1, 4, 7);
-    if (!two) continue;
-    _tile_loadd(5, x + t.apart, t.step);
-    _tile_dpbusd(2, 5, 6);
-    if (Vectors == 2) _tile_dpbusd(3, 5, 7);
-  }
   const std::ptrdiff_t stride = 4 * t.stride;
-  _tile_stored(0, t.sums, stride);
-  if (Vectors == 2) _tile_stored(1, t.sums + lanes, stride);
-  if (two) {
-    _tile_stored(2, t.sums + t.sums_apart, stride);
-    if (Vectors == 2) _tile_stored(3, t.sums + t.sums_apart + lanes, stride);
+  for (int tile = 0; tile < t.tiles; ++tile) {
+    const std::ptrdiff_t first = tile + 1 < t.tiles ? static_cast<std::ptrdiff_t>(tile) * t.span : t.last;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int q = 0; q < t.quads; q += depth) {
+      const std::uint8_t* x = t.base + first * t.step + t.offsets[q];
+      const std::uint8_t* w = t.weights + static_cast<std::ptrdiff_t>(q) * Vectors * lanes * 4;
+      _tile_loadd(6, w, Vectors * 64);
+      if (Vectors == 2) _tile_loadd(7, w + 64, Vectors * 64);
+      _tile_loadd(4, x, t.step);
+      _tile_dpbusd(0, 4, 6);
+      if (Vectors == 2) _tile_dpbusd(1, 4, 7);
+      if (!two) continue;
+      _tile_loadd(5, x + t.apart, t.step);
+      _tile_dpbusd(2, 5, 6);
+      if (Vectors == 2) _tile_dpbusd(3, 5, 7);
+    }
+    std::int32_t* sums = t.sums + first * t.stride;
+    _tile_stored(0, sums, stride);
+    if (Vectors == 2) _tile_stored(1, sums + lanes, stride);
+    if (!two) continue;
+    _tile_stored(2, sums + t.sums_apart, stride);
+    if (Vectors == 2) _tile_stored(3, sums + t.sums_apart + lanes, stride);
   }
   _tile_release();
 }

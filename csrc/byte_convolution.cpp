@@ -30,6 +30,8 @@ class Windows {
       throw std::invalid_argument("bytes take steps and, where there is padding, a code for 0");
     if (c_.weight_low < -128 || c_.weight_low + c_.weight_step * ((1 << c_.weight_bits) - 1) > 127)
       throw std::invalid_argument("the weights' numbers do not fit signed bytes");
+    for (int width = 0; width <= out_.width; ++width)
+      for (int rows = 1; rows <= 2; ++rows) shapes_.push_back(shape_of(width, rows));
     if (depthwise_)
       pack_depthwise();
     else
@@ -56,40 +58,40 @@ class Windows {
   const std::int32_t* offsets(int channel) const { return offsets_.data() + channel; }
   const std::int32_t* doubled_offsets(int channel) const { return doubled_.data() + channel; }
 
-  // A piece of a row, or of two: `pixels` from (y, x) on, and as many in the row below or to the right of them.
+  // Some pixels of a row, or of two, from (y, x) on.
   struct Piece {
-    int y, x, pixels, groups;
-    bool below;
+    int y, x, width, rows;
+    int turn;  // how often the same blocks were gone through before
   };
 
-  // sums[g * apart + p * stride + channel − first channel]; `turn` counts the pieces that the same blocks went through.
-  void run(Worker& worker, int block, int end, const Piece& piece, int turn, std::int32_t* sums, std::ptrdiff_t stride,
-           std::ptrdiff_t sums_apart) const {
-    const int x = piece.x, y = piece.y;
-    const std::int64_t position = static_cast<std::int64_t>(y) * c_.stride_h * in_.geometry.pitch + x * c_.stride_w;
-    const std::uint8_t* base = worker.codes(c_.input) + position * in_.channels;
+  // sums[row * sums_row + p * stride + channel − first channel]
+  void run(Worker& worker, int block, int end, const Piece& piece, std::int32_t* sums, std::ptrdiff_t stride,
+           std::ptrdiff_t sums_row) const {
+    const std::ptrdiff_t row = static_cast<std::ptrdiff_t>(c_.stride_h) * in_.geometry.pitch * in_.channels;
     const std::ptrdiff_t step = static_cast<std::ptrdiff_t>(c_.stride_w) * in_.channels;
-    const std::ptrdiff_t apart =
-        piece.below ? static_cast<std::ptrdiff_t>(c_.stride_h) * in_.geometry.pitch * in_.channels : piece.pixels * step;
+    const std::uint8_t* base = worker.codes(c_.input) + piece.y * row + piece.x * step;
     if (depthwise_) {
       const auto* weights = static_cast<const std::uint8_t*>(weights_->memory);
-      for (int g = 0; g < piece.groups; ++g)
-        core_.depthwise({base + g * apart, step, piece.pixels, taps_.data(), static_cast<int>(taps_.size()), weights,
-                         rounded(c_.out_channels, 64), sums + g * sums_apart, stride});
+      for (int i = 0; i < piece.rows; ++i)
+        core_.depthwise({base + i * row, step, piece.width, taps_.data(), static_cast<int>(taps_.size()), weights,
+                         rounded(c_.out_channels, 64), sums + i * sums_row, stride});
       return;
     }
     const int from = first_channel(block), quads = static_cast<int>(taps_.size());
-    for (const Place* place = &places_[static_cast<std::size_t>(block)]; block < end; ++block, ++place) {
-      // The first turns fetch the next block's weights, each an equal part.
-      const std::size_t part = static_cast<std::size_t>(turn) * quads * 64;
-      core_.product({base + place->input, step, apart, piece.pixels, piece.groups, taps_.data(), quads, place->weights,
-                     part < place->behind ? place->weights + place->size + part : place->weights, place->vectors, chain_,
-                     sums + place->channel - from, stride, sums_apart},
+    const Shape& shape = shapes_[static_cast<std::size_t>(2 * piece.width + piece.rows - 1)];
+    const bool below = piece.rows == 2;
+    // Later turns go on fetching the next block's weights where the one before stopped.
+    const std::ptrdiff_t part = static_cast<std::ptrdiff_t>(piece.turn) * shape.tiles * quads * 64;
+    for (const Place* place = &places_[static_cast<std::size_t>(block)]; block < end; ++block, ++place)
+      core_.product({base + place->input, step, below ? row : shape.pixels * step, shape.pixels, shape.groups,
+                     shape.tiles, shape.span, piece.width - shape.span, taps_.data(), quads, place->weights,
+                     place->weights + place->size + part, static_cast<std::ptrdiff_t>(place->behind) - part,
+                     place->vectors, chain_, sums + place->channel - from, stride,
+                     below ? sums_row : shape.pixels * stride},
                     in_.codes.bits == 8);
-    }
   }
 
-  // body(x, pixels) for equal parts of a row
+  // body(x, width) for equal parts of a row
   template <class F>
   static void each_part(int width, int most, F&& body) {
     const int parts = (width + most - 1) / most;
@@ -99,28 +101,29 @@ class Windows {
     }
   }
 
-  // body(piece) for `width` pixels of one row or two, from (y, left) on
-  template <class F>
-  void each_piece(int y, int rows, int left, int width, F&& body) const {
-    if (rows == 2) {
-      each_part(width, core_.most_pixels, [&](int x, int pixels) { body(Piece{y, left + x, pixels, 2, true}); });
-      return;
-    }
-    each_part(width, 2 * core_.most_pixels, [&](int x, int pixels) {
-      x += left;
-      if (pixels > core_.most_pixels && pixels % 2) {
-        body(Piece{y, x, core_.most_pixels, 1, false});
-        body(Piece{y, x + core_.most_pixels, pixels - core_.most_pixels, 1, false});
-      } else {
-        const int groups = pixels % 2 ? 1 : 2;
-        body(Piece{y, x, pixels / groups, groups, false});
-      }
-    });
-  }
-
   std::string describe() const { return describe_convolution(c_, in_, out_) + ", " + core_.name; }
 
  private:
+  struct Shape {  // of the tiles of a piece
+    int pixels, groups, tiles, span;
+  };
+
+  // For one row or two of so many pixels: what costs least, where a tile costs its pixels and some for itself, and one
+  // group alone leaves the processor waiting.
+  Shape shape_of(int width, int rows) const {
+    Shape best{1, 1, width, 1};
+    double least = 1e30;
+    for (int groups = rows; groups <= 2; ++groups)
+      for (int pixels = 1; pixels <= core_.most_pixels; ++pixels) {
+        const int span = rows == 2 ? pixels : pixels * groups;
+        if (span > width) break;
+        const int tiles = (width + span - 1) / span;
+        const double cost = tiles * (pixels * groups + 1.5) * (groups == 1 ? 1.2 : 1);
+        if (cost < least) least = cost, best = Shape{pixels, groups, tiles, span};
+      }
+    return best;
+  }
+
   static int rounded(int number, int unit) { return (number + unit - 1) / unit * unit; }
   int group_blocks() const { return (outputs_ + block_ - 1) / block_; }
   std::size_t group_bytes() const {
@@ -217,6 +220,7 @@ class Windows {
     int channel, vectors, input;  // the first output channel, and the first input
   };
   std::vector<Place> places_;
+  std::vector<Shape> shapes_;  // by width, of one row and of two
   std::unique_ptr<Aligned> weights_;
   std::vector<std::int32_t> offsets_, doubled_;
 };
@@ -373,10 +377,8 @@ class ByteConv final : public ByteOperation {
         windows_.each_part(out_.width, most_at_once, [&](int left, int width) {
           const std::ptrdiff_t stride = windows_.stride(), below = width * stride;
           for (int row = 0; row < rows; row += 2)
-            windows_.each_piece(y + row, std::min(2, rows - row), left, width, [&](const Windows::Piece& piece) {
-              windows_.run(context.data, block, end, piece, turn++, sums + row * below + (piece.x - left) * stride,
-                           stride, piece.below ? below : piece.pixels * stride);
-            });
+            windows_.run(context.data, block, end, {y + row, left, width, std::min(2, rows - row), turn++},
+                         sums + row * below, stride, below);
           deliver(y, left, width, rows, sums, stride, below);
         });
         deliver.advance(y + rows);
@@ -453,14 +455,9 @@ class PooledByteConv final : public ByteOperation {
       for (int rows; done < to; done += rows) {
         rows = std::min(2, to - done);
         std::int32_t *row = of_row(sums, done), *below = of_row(sums, done + 1);
-        int turn = 0;
-        windows_.each_piece(done, rows, 0, c_.inner.width, [&](const Windows::Piece& piece) {
-          for (int block = 0; block < windows_.blocks(); ++block)
-            windows_.run(worker, block, block + 1, piece, turn,
-                         row + static_cast<std::ptrdiff_t>(piece.x) * wide() + windows_.first_channel(block), wide(),
-                         piece.below ? below - row : piece.pixels * static_cast<std::ptrdiff_t>(wide()));
-          ++turn;
-        });
+        for (int block = 0; block < windows_.blocks(); ++block)
+          windows_.run(worker, block, block + 1, {done, 0, c_.inner.width, rows, 0}, row + windows_.first_channel(block),
+                       wide(), below - row);
       }
       // Rows of a window follow each other in the ring, from its start again.
       const std::int32_t* rows[most_rows];

@@ -83,8 +83,8 @@ bool agrees(const PixelCore& core) {
         for (int q = 0; q < quads; ++q)
           for (int m = 0; m < wide; ++m) std::memcpy(&packed[(q * wide + m) * 4], &weights[(m * quads + q) * 4], 4);
         std::vector<std::int32_t> sums(static_cast<std::size_t>(2 * 16 * stride), -1);
-        core.product({codes.data(), step, apart, pixels, groups, offsets.data(), quads, packed.data(), packed.data(),
-                      vectors, 0, sums.data(), stride, 16 * stride},
+        core.product({codes.data(), step, apart, pixels, groups, 1, pixels, 0, offsets.data(), quads, packed.data(),
+                      packed.data(), 0, vectors, 0, sums.data(), stride, 16 * stride},
                      false);
         for (int g = 0; g < groups; ++g)
           for (int p = 0; p < pixels; ++p)

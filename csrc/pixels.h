@@ -9,18 +9,22 @@
 
 namespace lowbit {
 
-// Sums of one or two groups of neighbouring pixels, for one or two vectors of output channels:
-//   sums[g * sums_apart + p * stride + c] = Σ_q Σ_i u[g·apart + p·step + offsets[q] + i] · w[q][c][i],   i < 4.
+// Sums of a run of neighbouring pixels, tile by tile, for one or two vectors of output channels:
+//   sums[p * stride + c] = Σ_q Σ_i u[p·step + offsets[q] + i] · w[q][c][i],   i < 4.
+// A tile has one or two groups of `pixels`: the other group's windows are `apart` away, in the same row or the one below,
+// and its sums `sums_apart`. Tiles start every `span` pixels; the last one ends where the run does, and may repeat some.
 struct PixelTile {
-  const std::uint8_t* base;      // the first pixel's window
-  std::ptrdiff_t step, apart;    // from a pixel's window to the next one's, and to that in the other group
-  int pixels, groups;            // pixels of a group: 1 … most_pixels
+  const std::uint8_t* base;       // the first pixel's window
+  std::ptrdiff_t step, apart;     // from a pixel's window to the next one's, and to that in the other group
+  int pixels, groups;             // pixels of a group: 1 … most_pixels
+  int tiles, span, last;          // `last`: the pixel that the last tile starts at
   const std::int32_t* offsets;
   int quads;
-  const std::uint8_t* weights;   // [quads][vectors][lanes][4] signed bytes
-  const std::uint8_t* next;      // what is read of the weights after these: 64 bytes a quad are fetched
-  int vectors;                   // 1 or 2
-  int chain;                     // how many quads 16 bits hold the sums of: see `chain_of`
+  const std::uint8_t* weights;    // [quads][vectors][lanes][4] signed bytes
+  const std::uint8_t* next;       // what will be read next of the weights: tiles fetch it, 64 bytes a quad,
+  std::ptrdiff_t behind;          // as long as so many bytes are left
+  int vectors;                    // 1 or 2
+  int chain;                      // how many quads 16 bits hold the sums of: see `chain_of`
   std::int32_t* sums;
   std::ptrdiff_t stride, sums_apart;
 };

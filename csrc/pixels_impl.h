@@ -32,16 +32,9 @@ struct Count<0, Numbers_...> {  // 0, 1, …, N − 1
 };
 
 template <class V, int Pixels, int Groups, int Vectors>
-static void product_tile(const PixelTile& t, bool eight_bits) {
+static void product_tiles(const PixelTile& given, bool eight_bits) {
   using Int = typename V::Int;
-  // An address for each pixel of a group, and two numbers to add to it: more additions would take the products' slots.
-  const std::uint8_t* x[Pixels];
-#pragma GCC unroll 16
-  for (int p = 0; p < Pixels; ++p) x[p] = t.base + p * t.step;
-  const std::ptrdiff_t apart = t.apart;
-  const std::uint8_t* w = t.weights;
-  const std::uint8_t* next = t.next;
-  const std::int32_t* offsets = t.offsets;
+  const PixelTile t = given;  // a copy: sums might alter what it refers to
   constexpr int width = Vectors * V::lanes * 4;
   Int sums[Groups][Pixels][Vectors];
   const auto every = [&](auto&& body) __attribute__((always_inline)) {
@@ -52,48 +45,62 @@ static void product_tile(const PixelTile& t, bool eight_bits) {
 #pragma GCC unroll 2
         for (int v = 0; v < Vectors; ++v) body(g, p, v);
   };
-  every([&](int g, int p, int v) __attribute__((always_inline)) { sums[g][p][v] = V::zero(); });
+  std::ptrdiff_t fetched = 0;
+  for (int tile = 0; tile < t.tiles; ++tile) {
+    const std::ptrdiff_t first = tile + 1 < t.tiles ? static_cast<std::ptrdiff_t>(tile) * t.span : t.last;
+    // An address for each pixel of a group, and two numbers to add to it: more additions would take the products' slots.
+    const std::uint8_t* x[Pixels];
+#pragma GCC unroll 16
+    for (int p = 0; p < Pixels; ++p) x[p] = t.base + (first + p) * t.step;
+    const std::ptrdiff_t apart = t.apart;
+    const std::uint8_t* w = t.weights;
+    const std::int32_t* offsets = t.offsets;
+    every([&](int g, int p, int v) __attribute__((always_inline)) { sums[g][p][v] = V::zero(); });
 
-  if (V::chained && t.chain) {
-    if constexpr (V::chained) {  // pairs of products in 16 bits, and as many of those as is exact, then widened
-      for (int left = t.quads; left;) {
-        const int now = left < t.chain ? left : t.chain;
-        Int pairs[Groups][Pixels][Vectors];
-        every([&](int g, int p, int v) __attribute__((always_inline)) { pairs[g][p][v] = V::zero(); });
-        for (int q = 0; q < now; ++q, w += width) {
-          const std::ptrdiff_t offset[2] = {offsets[q], offsets[q] + apart};
+    if (V::chained && t.chain) {
+      if constexpr (V::chained) {  // pairs of products in 16 bits, and as many of those as is exact, then widened
+        for (int left = t.quads; left;) {
+          const int now = left < t.chain ? left : t.chain;
+          Int pairs[Groups][Pixels][Vectors];
+          every([&](int g, int p, int v) __attribute__((always_inline)) { pairs[g][p][v] = V::zero(); });
+          for (int q = 0; q < now; ++q, w += width) {
+            const std::ptrdiff_t offset[2] = {offsets[q], offsets[q] + apart};
+            every([&](int g, int p, int v) __attribute__((always_inline)) {
+              const Int codes = V::broadcast(quad_at(x[p] + offset[g]));
+              pairs[g][p][v] = V::add16(pairs[g][p][v], V::pairs(codes, w + v * V::lanes * 4));
+            });
+          }
+          offsets += now;
+          left -= now;
           every([&](int g, int p, int v) __attribute__((always_inline)) {
-            const Int codes = V::broadcast(quad_at(x[p] + offset[g]));
-            pairs[g][p][v] = V::add16(pairs[g][p][v], V::pairs(codes, w + v * V::lanes * 4));
+            sums[g][p][v] = V::add32(sums[g][p][v], V::widen(pairs[g][p][v]));
           });
         }
-        offsets += now;
-        left -= now;
+      }
+    } else {
+      const std::uint8_t* next = fetched < t.behind ? t.next + fetched : w;
+      fetched += 64ll * t.quads;
+      for (int q = 0; q < t.quads; ++q, w += width, next += 64) {
+        const std::ptrdiff_t offset[2] = {offsets[q], offsets[q] + apart};
+        typename V::Weights weights[Vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) weights[v] = V::weights(w + v * V::lanes * 4);
+        __builtin_prefetch(next, 0, 2);
         every([&](int g, int p, int v) __attribute__((always_inline)) {
-          sums[g][p][v] = V::add32(sums[g][p][v], V::widen(pairs[g][p][v]));
+          V::dot(sums[g][p][v], V::codes(quad_at(x[p] + offset[g]), eight_bits), weights[v]);
         });
       }
     }
-  } else {
-    for (int q = 0; q < t.quads; ++q, w += width, next += 64) {
-      const std::ptrdiff_t offset[2] = {offsets[q], offsets[q] + apart};
-      typename V::Weights weights[Vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) weights[v] = V::weights(w + v * V::lanes * 4);
-      __builtin_prefetch(next, 0, 2);
-      every([&](int g, int p, int v) __attribute__((always_inline)) {
-        V::dot(sums[g][p][v], V::codes(quad_at(x[p] + offset[g]), eight_bits), weights[v]);
-      });
-    }
+    std::int32_t* to = t.sums + first * t.stride;
+    every([&](int g, int p, int v) __attribute__((always_inline)) {
+      V::store(to + g * t.sums_apart + p * t.stride + v * V::lanes, sums[g][p][v]);
+    });
   }
-  every([&](int g, int p, int v) __attribute__((always_inline)) {
-    V::store(t.sums + g * t.sums_apart + p * t.stride + v * V::lanes, sums[g][p][v]);
-  });
 }
 
 template <class V, int Groups, int Vectors, int... Less>
 static inline void product_of(const PixelTile& t, bool eight_bits, Counted<Less...>) {
-  static constexpr void (*by_pixels[])(const PixelTile&, bool) = {product_tile<V, Less + 1, Groups, Vectors>...};
+  static constexpr void (*by_pixels[])(const PixelTile&, bool) = {product_tiles<V, Less + 1, Groups, Vectors>...};
   by_pixels[t.pixels - 1](t, eight_bits);
 }
 
