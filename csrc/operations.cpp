@@ -74,6 +74,7 @@ class Map final : public Operation {
     const Geometry& g = v.geometry;
     const auto size = static_cast<std::ptrdiff_t>(band_size());
     const float* picture = context.data.given[static_cast<std::size_t>(input_)];
+    const float* end = picture + static_cast<std::int64_t>(v.channels) * g.height * g.width;
     context.each((g.height + rows_at_once - 1) / rows_at_once, [&](int band, char* scratch) {
       auto* bytes = reinterpret_cast<std::uint8_t*>(scratch);
       const int top = band * rows_at_once, rows = std::min(rows_at_once, g.height - top);
@@ -84,7 +85,14 @@ class Map final : public Operation {
         for (int c = 0; c < v.channels; ++c) {
           step.bytes = bytes + c * size;
           const float* from = picture + (static_cast<std::int64_t>(c) * g.height + top) * g.width;
-          core_.finish_floats(from, 0, 1, rows * g.width, &step, 1);
+          // Whole vectors are read: where the caller's memory ends within one, from a copy of what there is.
+          const int count = rows * g.width, whole = end - from >= rounded(count, 16) ? count : count / 16 * 16;
+          core_.finish_floats(from, 0, 1, whole, &step, 1);
+          if (whole == count) continue;
+          float last[16] = {};
+          std::copy_n(from + whole, count - whole, last);
+          step.bytes += whole;
+          core_.finish_floats(last, 0, 1, count - whole, &step, 1);
         }
         for (int y = 0; y < rows; ++y)
           core_.interleave(bytes + y * g.width, size, v.channels, g.width, steps[i].bytes + y * g.pitch * v.channels);
@@ -255,6 +263,7 @@ Worker::Worker(const Program& program, const Layout& layout, std::size_t scratch
       scratch(scratch_bytes),
       shared(shared_bytes),
       given(static_cast<std::size_t>(program.value_count()), nullptr) {
+  for (const std::size_t offset : layout.fences) forbid(static_cast<char*>(values.memory) + offset, fence_bytes);
   for (std::size_t i = 0; i < layout.offsets.size(); ++i) {
     const Value& v = program.value(static_cast<int>(i));
     if (!v.is_codes || !v.codes.pad) continue;
@@ -298,9 +307,12 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
     if (!best) {
       places.push_back({layout.bytes, size, 0});
       layout.bytes += size;
+      if (fence_bytes) layout.fences.push_back(layout.bytes);
+      layout.bytes += fence_bytes;
       best = &places.back();
     }
-    best->free_after = program.value(v).is_codes ? last + 1 : std::max(end[v], first[v]);
+    const bool forever = program.value(v).is_codes || fence_bytes;
+    best->free_after = forever ? last + 1 : std::max(end[v], first[v]);
     layout.offsets[static_cast<std::size_t>(v)] = best->offset;
   }
   return layout;

@@ -505,6 +505,24 @@ double best_of(double seconds, F work) {
   return best;
 }
 
+// Cycles per second: a chain of dependent additions takes one each. AVX-512 lowers the clock while it runs and shortly
+// after, so this is asked next to the work. 0: not known.
+double clock_rate() {
+#if defined(__x86_64__)
+  double best = 1.0;
+  for (int i = 0; i < 3; ++i) {
+    const long turns = 2000;
+    const double start = thread_time();
+    asm volatile("mov %0, %%rcx\n1:\n.rept 64\nadd $1, %%rax\n.endr\ndec %%rcx\njnz 1b" ::"r"(turns)
+                 : "rcx", "rax", "cc");
+    best = std::min(best, (thread_time() - start) / (64.0 * turns));
+  }
+  return 1.0 / best;
+#else
+  return 0.0;
+#endif
+}
+
 // All products of a 3×3 convolution with as many inputs as outputs, a map of size × size: two rows of pixels at a time.
 double layer(const PixelCore& core, int size, int channels, int bits, int bound, double seconds) {
   const int pitch = size + 2, run = up(3 * channels / 4, core.traits.quads), wide = 2 * core.lanes;
@@ -539,7 +557,7 @@ void speed(double seconds) {
   std::printf("GMAC/s of 3×3 convolutions, products alone\n%-16s %5s %8s", "core", "codes", "weights");
   const int shapes[][2] = {{56, 64}, {28, 128}, {14, 256}, {7, 512}, {32, 16}, {16, 32}, {8, 64}};
   for (const auto& s : shapes) std::printf("  %3d²×%-4d", s[0], s[1]);
-  std::printf("\n");
+  std::printf("  at GHz\n");
   int count = 0;
   const PixelCore* const* cores = lowbit::pixel_cores(&count);
   for (int i = 0; i < count; ++i)
@@ -549,7 +567,7 @@ void speed(double seconds) {
         std::printf(" %10.1f", 1e-9 * layer(*cores[i], s[0], s[1], kind.first, kind.second, seconds));
         std::fflush(stdout);
       }
-      std::printf("\n");
+      std::printf("  %.2f\n", 1e-9 * clock_rate());
     }
 }
 
