@@ -7,7 +7,7 @@
 #include <mutex>
 #include <vector>
 
-#include "bytecore.h"
+#include "floatcore.h"
 #include "operations.h"
 #include "pool.h"
 

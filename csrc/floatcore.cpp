@@ -1,4 +1,4 @@
-#include "bytecore.h"
+#include "floatcore.h"
 
 #include "floatcore_impl.h"
 

@@ -1,6 +1,6 @@
 // The float cores, and the frame that they share: the packed form of few-bit weights and the loops over it.
 //
-// As in bytecore_impl.h, all the code is in an anonymous namespace, so that every instruction set has its own copy.
+// All the code is in an anonymous namespace, so that every instruction set has its own copy.
 // A file may define LOWBIT_FLOAT_TARGET, function attributes for the code below, before it includes this one.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "bytecore.h"
+#include "floatcore.h"
 
 #ifndef LOWBIT_FLOAT_TARGET
 #define LOWBIT_FLOAT_TARGET

@@ -52,19 +52,10 @@ struct LaneOps {
   void (*put)(const std::uint64_t* bits, std::uint64_t flip, const std::uint64_t* mask, std::uint64_t pad, int words,
               std::uint64_t* target);
 
-  // out[i] = source[stride · i], a byte each.
-  void (*every)(const std::uint8_t* source, int stride, int count, std::uint8_t* out);
-
   // a = the larger of a and b; what is no number wins, as in torch.
   void (*largest)(float* a, const float* b, int count);
   // out[i] = the largest of the `kernel` numbers from source[stride · i] on
   void (*largest_of)(const float* source, int kernel, int stride, int count, float* out);
-
-  // best[i] = the larger (or the smaller) of best[i] and a[i]·factor + b[i]; the first time, the latter.
-  void (*best_sums)(std::int32_t* best, const std::int32_t* a, std::int32_t factor, const std::int32_t* b, int count,
-                    bool smaller, bool first);
-  // out[i] = the best of the `kernel` numbers from source[stride · i] on
-  void (*best_of)(const std::int32_t* source, int kernel, int stride, int count, bool smaller, std::int32_t* out);
 
   // The steps over a block of `rows` times `groups` groups of 64 positions,
   // from y = float((counts·slope + offsets[row]) / 2 + shared) on, where the sum is even (no `shared`: 0),

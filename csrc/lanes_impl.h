@@ -194,16 +194,6 @@ static void put(const std::uint64_t* bits, std::uint64_t flip, const std::uint64
 #endif
 }
 
-static void every(const std::uint8_t* source, int stride, int count, std::uint8_t* out) {
-  if (stride == 1) {
-    std::memcpy(out, source, static_cast<std::size_t>(count));
-  } else if (stride == 2) {
-    for (int i = 0; i < count; ++i) out[i] = source[2 * i];
-  } else {
-    for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
-  }
-}
-
 static inline float winner(float a, float b) { return b > a || b != b ? b : a; }
 
 static void largest(float* a, const float* b, int count) {
@@ -221,36 +211,6 @@ static void largest_of(const float* source, int kernel, int stride, int count, f
     else
       for (int i = 0; i < count; ++i) out[i] = winner(out[i], source[static_cast<std::ptrdiff_t>(stride) * i + k]);
   }
-}
-
-template <bool smaller>
-static inline std::int32_t better(std::int32_t a, std::int32_t b) {
-  return smaller ? (a < b ? a : b) : (a > b ? a : b);
-}
-
-static void best_sums(std::int32_t* best, const std::int32_t* a, std::int32_t factor, const std::int32_t* b, int count,
-                      bool smaller, bool first) {
-  if (first)
-    for (int i = 0; i < count; ++i) best[i] = a[i] * factor + b[i];
-  else if (smaller)
-    for (int i = 0; i < count; ++i) best[i] = better<true>(best[i], a[i] * factor + b[i]);
-  else
-    for (int i = 0; i < count; ++i) best[i] = better<false>(best[i], a[i] * factor + b[i]);
-}
-
-template <bool smaller>
-static void best_of_kind(const std::int32_t* source, int kernel, int stride, int count, std::int32_t* out) {
-  for (int i = 0; i < count; ++i) out[i] = source[static_cast<std::ptrdiff_t>(stride) * i];
-  for (int k = 1; k < kernel; ++k) {
-    if (stride == 2)
-      for (int i = 0; i < count; ++i) out[i] = better<smaller>(out[i], source[2 * i + k]);
-    else
-      for (int i = 0; i < count; ++i) out[i] = better<smaller>(out[i], source[static_cast<std::ptrdiff_t>(stride) * i + k]);
-  }
-}
-
-static void best_of(const std::int32_t* source, int kernel, int stride, int count, bool smaller, std::int32_t* out) {
-  (smaller ? best_of_kind<true> : best_of_kind<false>)(source, kernel, stride, count, out);
 }
 
 static inline Ints codes_of(Reals y, const Quantizer& q) {
@@ -542,4 +502,4 @@ static void finish_floats(const float* y, std::ptrdiff_t stride, int rows, int g
 }  // namespace lowbit
 
 #define LOWBIT_LANE_OPS(NAME) \
-  { NAME, shifted, pick, put, every, largest, largest_of, best_sums, best_of, finish_counts, finish_floats }
+  { NAME, shifted, pick, put, largest, largest_of, finish_counts, finish_floats }

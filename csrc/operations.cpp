@@ -84,11 +84,15 @@ class Map final : public Operation {
         for (int c = 0; c < v.channels; ++c) {
           step.bytes = bytes + c * size;
           const float* from = picture + (static_cast<std::int64_t>(c) * g.height + top) * g.width;
-          const int count = rows * g.width, whole = count / 16;  // sixteen at a time, as if they were channels
+          // Sixteen at a time, as if they were channels; the rest from a copy, for whole vectors are read.
+          const int count = rows * g.width, whole = count / 16;
           step.row = 16;
           core_.finish_floats(from, {whole, 1, 16, 16, 0, 0}, &step, 1);
+          if (count % 16 == 0) continue;
+          float last[16] = {};
+          std::copy_n(from + 16 * whole, count % 16, last);
           step.bytes += 16 * whole;
-          core_.finish_floats(from + 16 * whole, {1, 1, count % 16, 0, 0, 0}, &step, 1);
+          core_.finish_floats(last, {1, 1, count % 16, 0, 0, 0}, &step, 1);
         }
         for (int y = 0; y < rows; ++y)
           core_.interleave(bytes + y * g.width, size, v.channels, g.width, steps[i].bytes + y * g.pitch * v.channels);
@@ -263,6 +267,7 @@ Worker::Worker(const Program& program, const Layout& layout, std::size_t scratch
       scratch(scratch_bytes),
       shared(shared_bytes),
       given(static_cast<std::size_t>(program.value_count()), nullptr) {
+  for (const std::size_t offset : layout.fences) forbid(static_cast<char*>(values.memory) + offset, fence_bytes);
   for (std::size_t i = 0; i < layout.offsets.size(); ++i) {
     const Value& v = program.value(static_cast<int>(i));
     if (!v.is_codes || !v.codes.pad) continue;
@@ -315,10 +320,13 @@ Layout lay_out(const Program& program, const std::vector<std::unique_ptr<Operati
     if (!best) {
       places.push_back({layout.bytes, size, 0, v});
       layout.bytes += size;
+      if (fence_bytes) layout.fences.push_back(layout.bytes);
+      layout.bytes += fence_bytes;
       best = &places.back();
     }
     best->value = v;
-    best->free_after = program.value(v).is_codes ? last + 1 : std::max(end[v], first[v]);
+    const bool forever = program.value(v).is_codes || fence_bytes;
+    best->free_after = forever ? last + 1 : std::max(end[v], first[v]);
     layout.offsets[static_cast<std::size_t>(v)] = best->offset;
   }
   return layout;

@@ -9,10 +9,24 @@
 #include <vector>
 
 #include "program.h"
+#if defined(LOWBIT_SANITIZE)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace lowbit {
 
 constexpr int widest_block = 8;  // 64-bit words of the widest lane vector
+
+// In a build with sanitizers, values and scratch memory keep apart from each other: what lies between must not be touched.
+#if defined(LOWBIT_SANITIZE)
+constexpr std::size_t fence_bytes = 256;
+inline void forbid(const void* from, std::size_t bytes) { __asan_poison_memory_region(from, bytes); }
+inline void permit(const void* from, std::size_t bytes) { __asan_unpoison_memory_region(from, bytes); }
+#else
+constexpr std::size_t fence_bytes = 0;
+inline void forbid(const void*, std::size_t) {}
+inline void permit(const void*, std::size_t) {}
+#endif
 
 struct Aligned {
   explicit Aligned(std::size_t bytes) : size((bytes + 127) / 64 * 64) {
@@ -21,6 +35,10 @@ struct Aligned {
     __builtin_memset(memory, 0, size);
   }
   ~Aligned() { std::free(memory); }
+  void only(std::size_t bytes) {  // may be touched from now on
+    permit(memory, size);
+    if (bytes < size) forbid(static_cast<char*>(memory) + bytes, size - bytes);
+  }
   Aligned(const Aligned&) = delete;
   Aligned& operator=(const Aligned&) = delete;
   std::size_t size;
@@ -30,6 +48,7 @@ struct Aligned {
 // Where each value lies in a worker's memory, in bytes. Floats whose last reader has run give their place to later ones.
 struct Layout {
   std::vector<std::size_t> offsets;
+  std::vector<std::size_t> fences;  // offsets behind which `fence_bytes` are nobody's
   std::size_t bytes = 0;
 };
 

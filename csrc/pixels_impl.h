@@ -4,6 +4,10 @@
 #if defined(__GNUC__)
 #pragma GCC diagnostic ignored "-Wunused-function"  // of what lanes_impl.h holds
 #endif
+#if defined(__aarch64__)
+#include <arm_neon.h>  // for the portable files as well: every such processor has it
+#endif
+
 #include "lanes_impl.h"
 #include "pixels.h"
 

@@ -45,6 +45,14 @@ double processor_time() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
+// An operation gets as much scratch memory as it has asked for, and not what the largest of all needs.
+void fence(Context& context, const Operation& operation) {
+  context.data.shared.only(operation.shared());
+  context.data.scratch.only(operation.scratch());
+  if (!context.pool) return;
+  for (const auto& worker : context.workers) worker->scratch.only(operation.scratch());
+}
+
 }  // namespace
 
 Geometry::Geometry(int height, int width, int margin) : height(height), width(width), margin(margin) {
@@ -222,7 +230,10 @@ void Program::operate(Worker& worker, Pool* pool) {
       seconds_[i] = seconds_[i] > 0 ? std::min(seconds_[i], taken) : taken;
     }
   } else {
-    for (const auto& operation : operations_) operation->run(context);
+    for (const auto& operation : operations_) {
+      if (fence_bytes) fence(context, *operation);
+      operation->run(context);
+    }
   }
 }
 

@@ -1,16 +1,13 @@
-// Tests and measurements of the byte and float cores. From the root of the repository, on x86-64:
+// Tests and measurements of the float cores. From the root of the repository, on x86-64:
 //
 //   f="-std=c++17 -O3 -ffp-contract=off -Wall -Wextra"; a="-mavx2 -mbmi -mbmi2 -mpopcnt"
 //   z="$a -mavx512f -mavx512bw -mavx512dq -mavx512vl"; mkdir -p build/dev; cd csrc
-//   for c in bytecore floatcore; do
-//     g++ $f -c $c.cpp -o ../build/dev/$c.o; g++ $f -c ${c}_portable.cpp -o ../build/dev/${c}_portable.o
-//     g++ $f $a -c ${c}_avx2.cpp -o ../build/dev/${c}_avx2.o
-//     g++ $f $z -c ${c}_avx512.cpp -o ../build/dev/${c}_avx512.o
-//   done
-//   g++ $f $z -mavx512vnni -c bytecore_avx512vnni.cpp -o ../build/dev/bytecore_avx512vnni.o
-//   g++ $f -I. dev/bytecore_bench.cpp ../build/dev/{byte,float}core*.o -o ../build/dev/bytecore_bench
-//   ../build/dev/bytecore_bench test      (with -fsanitize=address,undefined in $f too)
-//   ../build/dev/bytecore_bench bytes; ../build/dev/bytecore_bench floats
+//   for c in floatcore floatcore_portable; do g++ $f -c $c.cpp -o ../build/dev/$c.o; done
+//   g++ $f $a -c floatcore_avx2.cpp -o ../build/dev/floatcore_avx2.o
+//   g++ $f $z -c floatcore_avx512.cpp -o ../build/dev/floatcore_avx512.o
+//   g++ $f -I. dev/floatcore_bench.cpp ../build/dev/floatcore*.o -o ../build/dev/floatcore_bench
+//   ../build/dev/floatcore_bench test      (with -fsanitize=address,undefined in $f too)
+//   ../build/dev/floatcore_bench speed
 //
 // On ARM: the files without a suffix, _portable and _neon, all with the same options.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -31,7 +28,7 @@
 #include <string>
 #include <vector>
 
-#include "../bytecore.h"
+#include "../floatcore.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -39,7 +36,6 @@
 
 namespace {
 
-using lowbit::ByteCore;
 using lowbit::FloatCore;
 
 std::mt19937 generator(1);
@@ -69,53 +65,6 @@ class Guarded {
 };
 
 // ---- tests ----------------------------------------------------------------------------------------------------------
-
-enum class Fill { kRandom, kLowest, kHighest, kSigns, kBounded, kEdge };
-
-std::int8_t weight(Fill fill, int bound) {
-  switch (fill) {
-    case Fill::kLowest: return -128;
-    case Fill::kHighest: return 127;
-    case Fill::kSigns: return uniform(0, 1) ? 127 : -128;
-    case Fill::kBounded: return static_cast<std::int8_t>(uniform(-bound, bound));
-    case Fill::kEdge: return static_cast<std::int8_t>(uniform(0, 1) ? bound : -bound);
-    default: return static_cast<std::int8_t>(uniform(-128, 127));
-  }
-}
-
-bool test_bytes(const ByteCore& core, int M, int N, int K, Fill fill, int bound) {
-  std::vector<std::int8_t> b(static_cast<std::size_t>(K) * N);
-  for (auto& x : b) x = weight(fill, bound);
-  const std::size_t row = core.row_size(K);
-  const std::size_t lda = row + static_cast<std::size_t>(uniform(0, 5));
-  const std::size_t ldc = static_cast<std::size_t>(N + uniform(0, 3));
-  Guarded a(lda * static_cast<std::size_t>(M - 1) + row);
-  const bool full = fill != Fill::kRandom && uniform(0, 3) > 0;
-  std::memset(a.data, 0xff, lda * static_cast<std::size_t>(M - 1) + row);
-  for (int m = 0; m < M && !full; ++m) {
-    for (int k = 0; k < K; ++k) a.data[m * lda + k] = static_cast<std::uint8_t>(uniform(0, 255));
-  }
-  Guarded packed(core.packed_size(K, N));
-  std::memset(packed.data, 0xa5, core.packed_size(K, N));
-  core.pack(b.data(), K, N, packed.data);
-  // The guard page follows the last element that may be written; the gaps between rows are checked below.
-  const std::size_t outputs = ldc * static_cast<std::size_t>(M - 1) + static_cast<std::size_t>(N);
-  std::vector<std::int32_t> expected(outputs, -77), c(outputs, -77);
-  for (int m = 0; m < M; ++m) {
-    for (int n = 0; n < N; ++n) expected[m * ldc + n] = 0;
-    for (int k = 0; k < K; ++k) {
-      const std::int32_t x = a.data[m * lda + k];
-      for (int n = 0; n < N; ++n) expected[m * ldc + n] += x * b[static_cast<std::size_t>(k) * N + n];
-    }
-  }
-  Guarded guarded(outputs * sizeof(std::int32_t) / 4 * 4);
-  std::int32_t* out = reinterpret_cast<std::int32_t*>(guarded.data);
-  std::memcpy(out, c.data(), outputs * sizeof(std::int32_t));
-  core.gemm(a.data, lda, M, packed.data, K, N, out, ldc);
-  if (std::memcmp(out, expected.data(), outputs * sizeof(std::int32_t)) == 0) return true;
-  std::printf("FAILED %s M %d N %d K %d fill %d bound %d\n", core.name, M, N, K, static_cast<int>(fill), bound);
-  return false;
-}
 
 bool test_floats(const FloatCore& core, int M, int N, int K, int bits, int low, int step, double* worst) {
   std::vector<std::int8_t> q(static_cast<std::size_t>(N) * K);
@@ -181,40 +130,13 @@ bool test_floats(const FloatCore& core, int M, int N, int K, int bits, int low, 
 
 int run_tests(bool thorough) {
   int failures = 0, count = 0;
-  const ByteCore* const* byte_cores = lowbit::byte_cores(&count);
-  for (int i = 0; i < count; ++i) {
-    int cases = 0;
-    const auto check = [&](int M, int N, int K, Fill fill, int bound) {
-      ++cases;
-      if (!test_bytes(*byte_cores[i], M, N, K, fill, bound)) ++failures;
-    };
-    for (int M = 1; M <= 40; M += thorough ? 1 : 3) {
-      for (int N = 1; N <= 70; N += thorough ? 1 : 3) check(M, N, uniform(1, 300), Fill::kRandom, 0);
-    }
-    for (int K = 1; K <= 300; ++K) {
-      check(uniform(1, 14), uniform(1, 70), K, K % 2 ? Fill::kLowest : Fill::kHighest, 0);
-      check(uniform(1, 14), uniform(1, 70), K, Fill::kSigns, 0);
-      for (int bound : {1, 8, 16, 17, 32, 33, 64, 65}) {
-        check(uniform(1, 14), uniform(1, 70), K, K % 2 ? Fill::kBounded : Fill::kEdge, bound);
-      }
-    }
-    for (int K : {576, 4608}) {
-      for (Fill fill : {Fill::kRandom, Fill::kLowest, Fill::kHighest, Fill::kSigns, Fill::kBounded}) {
-        check(uniform(30, 60), uniform(1, 200), K, fill, 8);
-      }
-    }
-    check(7, 70, 20000, Fill::kRandom, 0);
-    check(3, 5, 65000, Fill::kLowest, 0);
-    check(400, 65, 1030, Fill::kRandom, 0);
-    std::printf("bytes  %-10s %d cases\n", byte_cores[i]->name, cases);
-  }
-  const FloatCore* const* float_cores = lowbit::float_cores(&count);
+  const FloatCore* const* cores = lowbit::float_cores(&count);
   for (int i = 0; i < count; ++i) {
     int cases = 0;
     double worst = 0.0;
     const auto check = [&](int M, int N, int K, int bits, int low, int step) {
       ++cases;
-      if (!test_floats(*float_cores[i], M, N, K, bits, low, step, &worst)) ++failures;
+      if (!test_floats(*cores[i], M, N, K, bits, low, step, &worst)) ++failures;
     };
     for (int bits = 1; bits <= 4; ++bits) {
       const int half = 1 << (bits - 1), top = (1 << bits) - 1;
@@ -228,8 +150,8 @@ int run_tests(bool thorough) {
       check(9, 70, 576, bits, -half, 1);
       check(3, 33, 4608, bits, -half, 1);
     }
-    std::printf("floats %-10s %d cases, largest error %.2f · 2^-24 of the root of the sum of squares\n",
-                float_cores[i]->name, cases, worst);
+    std::printf("%-10s %d cases, largest error %.2f · 2^-24 of the root of the sum of squares\n",
+                cores[i]->name, cases, worst);
   }
   std::printf(failures ? "%d FAILURES\n" : "all good\n", failures);
   return failures ? 1 : 0;
@@ -275,39 +197,20 @@ double front_end_rate() {
   }
   return 1.0 / best;
 }
-
-double vnni_peak() {
-  if (!__builtin_cpu_supports("avx512vnni")) return 0.0;
-  double best = 1.0;
-  for (int i = 0; i < 20; ++i) {
-    const long turns = 2000;
-    const double start = now();
-    asm volatile(
-        "mov %0, %%rcx\n1:\n"
-        ".irp r,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15\nvpdpbusd %%zmm30, %%zmm31, %%zmm\\r\n.endr\n"
-        "dec %%rcx\njnz 1b" ::"r"(turns)
-        : "rcx", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
-          "xmm12", "xmm13", "xmm14", "xmm15");
-    best = std::min(best, (now() - start) / (64.0 * 16.0 * turns));
-  }
-  return 1.0 / best;
-}
 #else
 double clock_rate() { return 1e9; }
 double front_end_rate() { return 4e9; }
-double vnni_peak() { return 0.0; }
 #endif
 
 struct Sample {
   double best = 1e9, median = 1e9;
-  double clock = 0.0;  // under the work
   int count = 0, quiet = 0;
 };
 
 template <class F>
 Sample measure(double seconds, F work) {
   Sample s;
-  std::vector<double> quiet, all, clocks;
+  std::vector<double> quiet, all;
   work();
   const double begin = now();
   while (now() - begin < seconds || all.size() < 5) {
@@ -315,17 +218,13 @@ Sample measure(double seconds, F work) {
     const double start = thread_time();
     work();
     const double taken = thread_time() - start;
-    const double clock = clock_rate();
     all.push_back(taken);
-    clocks.push_back(clock);
-    if (before && front_end_rate() > 3.4 * clock) quiet.push_back(taken);
+    if (before && front_end_rate() > 3.4 * clock_rate()) quiet.push_back(taken);
   }
   s.count = static_cast<int>(all.size());
   s.quiet = static_cast<int>(quiet.size());
   auto& used = quiet.size() >= 5 ? quiet : all;
   std::sort(used.begin(), used.end());
-  std::sort(clocks.begin(), clocks.end());
-  s.clock = clocks[clocks.size() / 2];
   s.best = used.front();
   s.median = used[used.size() / 2];
   return s;
@@ -342,45 +241,6 @@ struct Aligned {
   Aligned& operator=(const Aligned&) = delete;
   std::uint8_t* data;
 };
-
-void bench_bytes(double seconds) {
-  const double peak = vnni_peak();
-  const double clock = clock_rate();
-  std::printf("vpdpbusd alone %.0f GMAC/s, %.1f MAC/cycle at %.2f GHz\n", peak * 1e-9, peak / clock, clock * 1e-9);
-  std::printf("%-11s %-6s %-18s %10s %10s %10s %10s  %s\n", "core", "|b|", "M,N,K", "best ms", "GMAC/s", "MAC/cycle",
-              "median ms", "quiet/all");
-  const int shapes[][3] = {{1024, 1024, 1024}, {3136, 64, 576}, {784, 128, 1152}, {196, 256, 2304}, {49, 512, 4608}};
-  int count = 0;
-  const ByteCore* const* cores = lowbit::byte_cores(&count);
-  for (int i = 0; i < count; ++i) {
-    const ByteCore& core = *cores[i];
-    const bool chained = std::string(core.name) == "avx512" || std::string(core.name) == "avx2";
-    for (int bound : {127, 64, 8}) {
-      if (bound != 127 && !chained) continue;
-      for (const auto& shape : shapes) {
-        const int M = shape[0], N = shape[1], K = shape[2];
-        std::vector<std::int8_t> b(static_cast<std::size_t>(K) * N);
-        for (auto& x : b) x = weight(Fill::kBounded, bound);
-        Aligned packed(core.packed_size(K, N)), a(core.row_size(K) * static_cast<std::size_t>(M)),
-            c(sizeof(std::int32_t) * static_cast<std::size_t>(M) * N);
-        for (std::size_t j = 0; j < core.row_size(K) * static_cast<std::size_t>(M); ++j) {
-          a.data[j] = static_cast<std::uint8_t>(uniform(0, 255));
-        }
-        core.pack(b.data(), K, N, packed.data);
-        const Sample s = measure(seconds, [&] {
-          core.gemm(a.data, core.row_size(K), M, packed.data, K, N, reinterpret_cast<std::int32_t*>(c.data),
-                    static_cast<std::size_t>(N));
-        });
-        const double macs = static_cast<double>(M) * N * K;
-        char name[32];
-        std::snprintf(name, sizeof(name), "%d,%d,%d", M, N, K);
-        std::printf("%-11s <=%-4d %-18s %10.3f %10.1f %10.1f %10.3f  %d/%d\n", core.name, bound, name, s.best * 1e3,
-                    macs / s.best * 1e-9, macs / s.best / s.clock, s.median * 1e3, s.quiet, s.count);
-        std::fflush(stdout);
-      }
-    }
-  }
-}
 
 #if defined(__x86_64__)
 // The measure of float32: rows of W four at a time, eight accumulators.
@@ -402,7 +262,7 @@ __attribute__((target("avx512f"))) void float_gemv(const float* x, const float* 
 }
 #endif
 
-void bench_floats(double seconds) {
+void bench(double seconds) {
   std::printf("%-9s %-5s %-14s %10s %10s %10s %10s  %s\n", "core", "bits", "M,K,N",
               "best us", "GB/s of W", "GMAC/s", "median us", "quiet/all");
   const auto report = [&](const char* core, int bits, int M, int K, int N, double bytes, const Sample& s) {
@@ -460,8 +320,7 @@ int main(int count, char** arguments) {
   const double seconds = count > 2 ? std::atof(arguments[2]) : 1.0;
   if (what == "test") return run_tests(true);
   if (what == "quick") return run_tests(false);
-  if (what == "bytes") return bench_bytes(seconds), 0;
-  if (what == "floats") return bench_floats(seconds), 0;
-  std::printf("usage: bytecore_bench test | quick | bytes [seconds per case] | floats [seconds per case]\n");
+  if (what == "speed") return bench(seconds), 0;
+  std::printf("usage: floatcore_bench test | quick | speed [seconds per case]\n");
   return 2;
 }
