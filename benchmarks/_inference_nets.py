@@ -75,6 +75,7 @@ SETTINGS = {
     "W1A32": Setting(1, 32),
     "W1A1-edges8": Setting(1, 1, edges=8),
     "W2A2-edges8": Setting(2, 2, edges=8),
+    "W4A4-edges8": Setting(4, 4, edges=8),
 }
 USUAL_SETTINGS = ("W1A1", "W2A2", "W4A4", "W1A32")
 

@@ -8,6 +8,6 @@ namespace lowbit {
 
 extern const PixelCore avx2_pixel_core;
 const PixelCore avx2_pixel_core =
-    pixel_core("avx2", 8, product<Chained>, Chained::most_pixels, {1, 30, 90}, pack_depthwise_in_order, depthwise_in_order);
+    pixel_core("avx2", 8, product<Chained>, Chained::most_pixels, {1, 27, 90}, pack_depthwise_in_order, depthwise_in_order);
 
 }  // namespace lowbit

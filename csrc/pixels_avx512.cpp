@@ -8,7 +8,7 @@ namespace lowbit {
 
 extern const PixelCore avx512_pixel_core;
 const PixelCore avx512_pixel_core =
-    pixel_core("avx512", 16, product<Chained>, Chained::most_pixels, {1, 60, 175}, pack_depthwise_in_order,
+    pixel_core("avx512", 16, product<Chained>, Chained::most_pixels, {1, 40, 175}, pack_depthwise_in_order,
                depthwise_in_order);
 
 }  // namespace lowbit
