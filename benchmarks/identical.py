@@ -1,7 +1,7 @@
 """Does a trained net compute the same everywhere? Layer by layer, over whole test sets of real images.
 
     python -m benchmarks.identical [--data DIR] [--sets mnist,cifar10] [--settings W1A1,...] [--images N]
-                                   [--steps N] [--json] [--save FILE]
+                                   [--runtimes onnx,...] [--steps N] [--json] [--save FILE]
 
 For each data set and number of bits a net is trained for 200 steps (LeNet-5 on MNIST, ResNet-20 on CIFAR-10),
 exported and compiled. Then the codes that each low-bit layer reads are compared with those of `model.eval()`:
@@ -42,7 +42,7 @@ import lowbit
 from benchmarks._identical_nets import LAST, SETTINGS, SUBJECTS, USUAL, held_out, trained
 from benchmarks._measure import environment
 from lowbit.data import ImageData
-from lowbit.deploy.kernels.loader import instruction_sets
+from lowbit.deploy.kernels.loader import paths
 from lowbit.deploy.proof.observe import Entry, Inputs, Trace, as_arguments
 from lowbit.deploy.proof.report import Report
 from lowbit.layers import is_integer, quant_layers
@@ -99,7 +99,7 @@ def measure(set_name: str, setting: str, data: ImageData, arguments: argparse.Na
         "train_seconds": round(time.thread_time() - start, 1),
     }
     with tempfile.TemporaryDirectory() as folder:
-        for runtime in RUNTIMES:
+        for runtime in arguments.runtimes:
             start = time.thread_time()
             other = _runtime(runtime, model, Path(folder), images[0])
             report = lowbit.verify(model, other, list(images), adversarial=False)
@@ -202,6 +202,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sets", type=_names(SUBJECTS), default=list(USUAL), help=",".join(SUBJECTS))
     parser.add_argument("--settings", type=_names(SETTINGS), default=list(SETTINGS), help=",".join(SETTINGS))
+    parser.add_argument("--runtimes", type=_names(RUNTIMES), default=list(RUNTIMES), help=",".join(RUNTIMES))
     parser.add_argument("--images", type=int, default=None, help="of the test set, the first ones; by default all")
     parser.add_argument("--steps", type=int, default=None, help="of training; by default what the data set wants")
     parser.add_argument("--save", type=Path, default=None, help="also write records and environment to this file")
@@ -213,7 +214,7 @@ def main() -> None:
     arguments = parse()
     records = run(arguments)
     about = {key: value for key, value in environment().items() if key != "max_rss_mib"}
-    about |= {"kernels": instruction_sets(), "onnxruntime": onnxruntime.__version__}
+    about |= {"kernels": paths()[:1], "onnxruntime": onnxruntime.__version__}
     if arguments.save:
         arguments.save.write_text(json.dumps({"environment": about, "records": records}, indent=2) + "\n")
     if arguments.json:
