@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import random
 import tempfile
 import time
@@ -249,6 +250,7 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    logging.getLogger("lowbit").setLevel(logging.ERROR)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = fuzz(options.mutations, options.seed, Path(folder))
