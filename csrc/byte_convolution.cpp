@@ -339,8 +339,8 @@ class ByteOperation : public Operation {
                        std::int64_t stride) const {
     BlockStep steps[most_steps];
     const int number = steps_.resolve(worker, first, group, steps);
-    lanes_.finish_counts(sums, stride, 2 * windows_.slope(), windows_.doubled_offsets(first), nullptr, end - first, groups,
-                         steps, number);
+    lanes_.finish_counts(sums, stride, 2 * windows_.slope(), windows_.doubled_offsets(first), end - first, groups, steps,
+                         number);
   }
   std::int64_t buffer_row() const {
     return ((static_cast<std::int64_t>(delivered_) * out_.pitch + 256) / 16 | 1) * 16;

@@ -410,7 +410,7 @@ class Conv final : public Operation {
       }
       BlockStep steps[most_steps];
       const int number = steps_.resolve(worker, first, block.group, steps);
-      lanes_.finish_counts(counts, n, slope, offsets, nullptr, some, block.groups, steps, number);
+      lanes_.finish_counts(counts, n, slope, offsets, some, block.groups, steps, number);
     }
   }
 

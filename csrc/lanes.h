@@ -60,8 +60,7 @@ struct LaneOps {
   // The steps over a block of `rows` times `groups` groups of 64 positions,
   // from y = float((counts·slope + offsets[row]) / 2 + shared) on, where the sum is even (no `shared`: 0),
   void (*finish_counts)(const std::int32_t* counts, std::ptrdiff_t stride, std::int32_t slope,
-                        const std::int32_t* offsets, const std::int32_t* shared, int rows, int groups,
-                        const BlockStep* steps, int number);
+                        const std::int32_t* offsets, int rows, int groups, const BlockStep* steps, int number);
   // or from floats on.
   void (*finish_floats)(const float* y, std::ptrdiff_t stride, int rows, int groups, const BlockStep* steps,
                         int number);

@@ -465,29 +465,30 @@ static void finish_rows(int rows, int groups, const BlockStep* given, int number
 
 static inline Reals real(Ints n) { return __builtin_convertvector(n, Reals); }
 
+// n·slope + offset, modulo 2^32: what stands in the margins between rows may be anything, and is masked later.
+static inline Ints scaled(Ints n, std::int32_t slope, std::int32_t offset) {
+  typedef std::uint32_t Words __attribute__((vector_size(4 * lanes_wide)));
+  return Ints(Words(n) * static_cast<std::uint32_t>(slope) + static_cast<std::uint32_t>(offset));
+}
+
 static void finish_counts(const std::int32_t* counts, std::ptrdiff_t stride, std::int32_t slope,
-                          const std::int32_t* offsets, const std::int32_t* shared, int rows, int groups,
-                          const BlockStep* steps, int number) {
-  if (slope == 2 && !shared)  // the usual case: no product, no shift
+                          const std::int32_t* offsets, int rows, int groups, const BlockStep* steps, int number) {
+  if (slope == 2)  // the usual case: no product, no shift
     finish_rows(rows, groups, steps, number, [&](int row) {
-      return [from = counts + row * stride, half = offsets[row] / 2](int at) { return real(load(from + at) + half); };
-    });
-  else if (slope == 1 && !shared)
-    finish_rows(rows, groups, steps, number, [&](int row) {
-      return [from = counts + row * stride, offset = offsets[row]](int at) {
-        return real((load(from + at) + offset) >> 1);
+      return [from = counts + row * stride, half = offsets[row] / 2](int at) {
+        return real(scaled(load(from + at), 1, half));
       };
     });
-  else if (!shared)
+  else if (slope == 1)
     finish_rows(rows, groups, steps, number, [&](int row) {
-      return [from = counts + row * stride, slope, offset = offsets[row]](int at) {
-        return real((load(from + at) * slope + offset) >> 1);
+      return [from = counts + row * stride, offset = offsets[row]](int at) {
+        return real(scaled(load(from + at), 1, offset) >> 1);
       };
     });
   else
     finish_rows(rows, groups, steps, number, [&](int row) {
-      return [from = counts + row * stride, shared, slope, offset = offsets[row]](int at) {
-        return real(((load(from + at) * slope + offset) >> 1) + load(shared + at));
+      return [from = counts + row * stride, slope, offset = offsets[row]](int at) {
+        return real(scaled(load(from + at), slope, offset) >> 1);
       };
     });
 }

@@ -252,7 +252,7 @@ def _key(args: Sequence[Any]) -> tuple[Any, ...] | None:
 
 def _fixed(model: nn.Module, threads: int) -> nn.Module:
     """A copy in evaluation, whose low-bit weights are quantized once and for all."""
-    copied = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model, _shared(model)).eval()
     linear = [layer for _, layer in quant_layers(copied) if packs(layer)]
     packed = {id(layer): PackedLinear(cast(QuantLinear, layer), threads) for layer in linear}
     for module in list(copied.modules()):
@@ -273,6 +273,18 @@ def _fixed(model: nn.Module, threads: int) -> nn.Module:
                 scale = quantize.quantizer.scale(quantize.quantizer.granularity.blocks(layer.weight)).clone()
                 quantize.quantizer = FixedCodes(quantize.quantizer, quantize.quantizer.codes(layer.weight), scale)
     return copied.eval().requires_grad_(False)
+
+
+def _shared(model: nn.Module) -> dict[int, Any]:
+    """What a copy need not copy, by identity: codes, and latent weights whose codes the copy will hold for itself."""
+    shared: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, FixedCodes):
+            shared[id(module.stored)] = module.stored
+    for _, layer in quant_layers(model):
+        if isinstance(layer.weight_quantizer, FakeQuantize) and is_integer(layer):
+            shared[id(layer.weight)] = nn.Parameter(layer.weight.detach(), requires_grad=False)
+    return shared
 
 
 def compile(model: nn.Module, threads: int | None = None) -> CompiledModule:
