@@ -11,13 +11,14 @@ exported and compiled. Then the codes that each low-bit layer reads are compared
 - `kernels`: `lowbit.compile`, layer by layer; its outputs are those of a call that nobody watches.
 
 First and last layers have 8 bits. With float activations (W1A32) they are float and there are no codes; of such nets
-the kernels compute the linear layers between them, PyTorch the rest. `codes` are those that were compared, `differ`
-those that are others, `near ties` those of them that rounding explains: they lie behind a layer that sums real numbers
-(in ResNet-20 the average pooling before the last layer), within rounding of a tie, so that the order of the sum
-decides. `predictions` counts images whose largest output is elsewhere, `output` is the largest difference of an output.
+the kernels compute the linear layers between them (ResNet-20 has none), PyTorch the rest. `codes` are those that were
+compared, `differ` those that are others, `near ties` those of them that rounding explains: they lie behind a layer that
+sums real numbers (in ResNet-20 the average pooling before the last layer), within rounding of a tie, so that the order
+of the sum decides. `predictions` counts images whose largest output is elsewhere, `output` is the largest difference of
+an output.
 
 The exit status is 1 where anything differs that should not: a code that rounding does not explain, an output of a layer
-of whole numbers, a prediction.
+of whole numbers, a prediction. The whole takes more than an hour of one core, and 4 GB of memory.
 """
 
 from __future__ import annotations
