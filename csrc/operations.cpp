@@ -41,7 +41,7 @@ class Map final : public Operation {
   }
   std::size_t scratch() const override {
     const Value& v = program_.value(input_);
-    if (few_channels()) return widest_few * band_size() + 64;
+    if (few_channels()) return picture_channels * band_size() + 64;
     return sizeof(float) * static_cast<std::size_t>(rounded(v.geometry.width, 16)) * channels_wide(v.channels);
   }
   std::vector<int> reads() const override {
@@ -54,7 +54,7 @@ class Map final : public Operation {
   std::string describe() const override { return "map " + std::to_string(input_) + steps_.describe(); }
 
  private:
-  static constexpr int widest_few = 4, rows_at_once = 8;
+  static constexpr int rows_at_once = 8;
 
   static int rounded(int number, int unit) { return (number + unit - 1) / unit * unit; }
   std::size_t band_size() const {
@@ -64,7 +64,7 @@ class Map final : public Operation {
   // A picture that the caller gives: it is read where it is, and not copied first.
   bool few_channels() const {
     const auto& inputs = program_.inputs();
-    return program_.value(input_).channels <= widest_few && program_.value(input_).geometry.height > 1 &&
+    return program_.value(input_).channels <= picture_channels && program_.value(input_).geometry.height > 1 &&
            steps_.only_bytes() &&
            std::find(inputs.begin(), inputs.end(), input_) != inputs.end();
   }

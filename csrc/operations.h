@@ -15,6 +15,7 @@
 
 namespace lowbit {
 
+constexpr int picture_channels = 4;  // at most
 constexpr int widest_block = 8;  // 64-bit words of the widest lane vector
 
 // In a build with sanitizers, values and scratch memory keep apart from each other: what lies between must not be touched.

@@ -131,7 +131,10 @@ void Program::subsample(int input, int output, int stride) {
 
 void Program::choose_layouts() {
   for (Value& v : values_) v.pixels = !v.is_codes;
-  for (const int v : inputs_) values_[static_cast<std::size_t>(v)].pixels = value(v).geometry.height == 1;
+  for (const int v : inputs_) {  // pictures are read where the caller has them
+    const bool picture = value(v).channels <= picture_channels && value(v).geometry.height > 1;
+    values_[static_cast<std::size_t>(v)].pixels = !picture;
+  }
   for (bool changed = true; changed;) {
     changed = false;
     for (Planned& operation : planned_) {
@@ -185,11 +188,17 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
     const float* source = inputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
     worker.given[static_cast<std::size_t>(inputs_[i])] = source;
     if (!copied_[i]) continue;
-    if (v.pixels) {  // one line
+    if (v.pixels) {
+      const int wide = channels_wide(v.channels), blocks = g.width / 16 * 16;
       float* target = worker.pixels(inputs_[i]);
       if (plane == 1) std::memcpy(target, source, sizeof(float) * v.channels);
-      for (std::size_t x = 0; x < plane && plane > 1; ++x, target += channels_wide(v.channels))
-        for (int c = 0; c < v.channels; ++c) target[c] = source[c * plane + x];
+      for (int y = 0; y < g.height && plane > 1; ++y, source += g.width, target += g.pitch * wide) {
+        if (blocks)
+          bytes_->transpose(reinterpret_cast<const std::int32_t*>(source), static_cast<std::ptrdiff_t>(plane), v.channels,
+                            blocks, reinterpret_cast<std::int32_t*>(target), wide);
+        for (int x = blocks; x < g.width; ++x)
+          for (int c = 0; c < v.channels; ++c) target[x * wide + c] = source[c * plane + x];
+      }
       continue;
     }
     for (int c = 0; c < v.channels; ++c)
