@@ -40,7 +40,7 @@ def draw(layers: Sequence[dict[str, Any]], limits: Ceilings, path: Path, process
     _dots(axes, layers)
     axes.set_xlabel("multiply–accumulates per byte of bits read and written")
     axes.set_ylabel("GMAC/s")
-    axes.set_title(f"1-bit layers, one thread, one image: {processor}", loc="left")
+    axes.set_title(f"{layers[0]['bits']}-bit layers, one thread, one image: {processor}", loc="left")
     axes.grid(which="major", color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.savefig(path, dpi=150)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.inference [--net NAME ...] [--setting W1A1 ...] [--batch 1 32] [--threads 1 2] [--rounds N]
                                    [--no-memory] [--json] [--save FILE]
-    python -m benchmarks.inference --roofline FILE.png    # layer by layer, against what the processor can do
+    python -m benchmarks.inference --roofline FILE.png [--layer-bits 2]  # each layer, against what the processor can do
 
 Everything runs in this one process, in turn: medians, and medians of the ratios within a round (of the calls of one
 turn, the fastest counts). On one thread that is time on the processor, with more it is the clock on the wall. The nets
@@ -187,7 +187,7 @@ def roofline(arguments: argparse.Namespace) -> None:
         limits = ceilings()
     except NoCeiling as error:
         sys.exit(f"no roofline: {error}")
-    layers = measure_layers(arguments.net or ["resnet18", "resnet20"], arguments.rounds, limits)
+    layers = measure_layers(arguments.net or ["resnet18", "resnet20"], arguments.rounds, limits, arguments.layer_bits)
     draw(layers, limits, arguments.roofline, machine()["processor"])
     result = {"environment": machine(), "ceilings": limits, "layers": layers}
     if arguments.save:
@@ -208,7 +208,8 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15, help="turns of everybody; fewer, at least 5, if slow")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes longest")
-    parser.add_argument("--roofline", type=Path, metavar="FILE.png", help="time single layers, 1 bit, and draw them")
+    parser.add_argument("--roofline", type=Path, metavar="FILE.png", help="time single layers and draw them")
+    parser.add_argument("--layer-bits", type=int, choices=(1, 2, 4), default=1, help="of those layers, on both sides")
     parser.add_argument("--save", type=Path, default=None, help="also write records and environment to this file")
     arguments = parser.parse_args()
     if arguments.roofline:

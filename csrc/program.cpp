@@ -214,12 +214,11 @@ void Program::run_image(Worker& worker, const std::vector<const float*>& inputs,
     float* target = outputs[i] + static_cast<std::size_t>(image) * v.channels * plane;
     if (v.pixels) {
       const int wide = channels_wide(v.channels);
-      for (int y = 0; y < g.height; ++y)
-        for (int x = 0; x < g.width; ++x, ++target) {
-          const float* source = worker.pixels(outputs_[i]) + (y * g.pitch + x) * wide;
-          if (plane == 1) std::memcpy(target, source, sizeof(float) * v.channels);
-          for (int c = 0; c < v.channels && plane > 1; ++c) target[c * plane] = source[c];
-        }
+      const float* source = worker.pixels(outputs_[i]);
+      if (plane == 1) std::memcpy(target, source, sizeof(float) * v.channels);
+      for (int y = 0; y < g.height && plane > 1; ++y, source += g.pitch * wide, target += g.width)
+        bytes_->transpose(reinterpret_cast<const std::int32_t*>(source), wide, g.width, v.channels,
+                          reinterpret_cast<std::int32_t*>(target), static_cast<std::ptrdiff_t>(plane));
       continue;
     }
     for (int c = 0; c < v.channels; ++c)
