@@ -83,7 +83,7 @@ def _runs(shape: LayerShape, bits: int) -> dict[str, Run]:
         bias=False,
     )
     before, after = nn.Conv2d(3, shape.in_channels, 1, bias=False), nn.Conv2d(shape.out_channels, 1, 1, bias=False)
-    directly = nn.Conv2d(shape.in_channels, 1, 1, bias=False)
+    directly = nn.Conv2d(shape.in_channels, 1, 1, shape.stride, bias=False)
     few = torch.rand(1, 3, shape.height, shape.width)
     many = torch.rand(1, shape.in_channels, shape.height, shape.width)
     return {

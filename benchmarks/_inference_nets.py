@@ -52,6 +52,13 @@ class Setting:
     activations: int
     edges: int = 32
 
+    @property
+    def product(self) -> str:
+        """The kind of product, by the names of `benchmarks.ceiling`, that a processor offers for these bits."""
+        if self.activations == 32:
+            return "float32"
+        return "binary" if self.weights == self.activations == 1 else "int8"
+
     def convert(self, net: Net) -> nn.Module:
         """The net in these bits, its scales calibrated, in evaluation."""
         model = net.build()

@@ -15,6 +15,9 @@ random calibration data; options are its defaults but for the number of threads.
 the faster of its two memory formats. First and last layers of low-bit nets are float; in settings that end in
 `-edges8` they have 8 bits.
 
+The ceiling is what the processor can do of such products (`benchmarks.ceiling`): XOR and carry-save adders for W1A1,
+int8 for other bits, float32 with float activations; the share is of the whole net, first and last layers included.
+
 Memory is that of a fresh process on one thread, beyond its imports: the peak while it opens the file and runs, and
 what it holds afterwards. Bytes are those of the files: `.lowbit`, and both `.onnx`.
 """
@@ -41,7 +44,7 @@ from benchmarks._inference_nets import NETS, SETTINGS, USUAL, USUAL_SETTINGS, ma
 from benchmarks._inference_peers import Files, Run, error, run_lowbit, run_onnx, run_torch
 from benchmarks._measure import environment
 from benchmarks._roofline import draw
-from benchmarks.ceiling import NoCeiling, ceilings
+from benchmarks.ceiling import NoCeiling, ceilings, products
 from lowbit.deploy.kernels.loader import instruction_sets
 from lowbit.deploy.measure.timing import bursts, ratio
 
@@ -64,8 +67,10 @@ FLAGS = (
 )
 
 
-def measure_net(name: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """One record per batch, number of threads and setting."""
+def measure_net(
+    name: str, arguments: argparse.Namespace, folder: Path, peaks: dict[str, float]
+) -> list[dict[str, Any]]:
+    """One record per batch, number of threads and setting. `peaks`: GMAC/s of one thread by kind of product."""
     net = NETS[name]
     files = Files(folder, name, net)
     records = []
@@ -78,8 +83,10 @@ def measure_net(name: str, arguments: argparse.Namespace, folder: Path) -> list[
             for setting in arguments.setting:
                 place = {"net": name, "setting": setting, "batch": batch, "threads": threads}
                 record = {**place, **figures(times, setting, macs(net) * batch), **sizes(files, batch, setting)}
-                peaks = {peer: memory.get(peer) for peer in (setting, "ort_float", "ort_int8", "torch")}
-                record["memory_mib"] = {"lowbit": peaks.pop(setting), **peaks}
+                peak = peaks.get(SETTINGS[setting].product)
+                record["of_ceiling"] = round(record["gmac_per_s"] / peak / threads, 3) if peak else None
+                taken = {peer: memory.get(peer) for peer in (setting, "ort_float", "ort_int8", "torch")}
+                record["memory_mib"] = {"lowbit": taken.pop(setting), **taken}
                 records.append({**record, **errors, "rounds": len(times[setting])})
                 print(json.dumps(records[-1]), file=sys.stderr)
             del runs  # with the threads that they own
@@ -159,12 +166,13 @@ def show(records: list[dict[str, Any]]) -> None:
     for net in dict.fromkeys(record["net"] for record in records):
         own = [record for record in records if record["net"] == net]
         ratios = [f"{SHORT[peer]} ×" for peer in PEERS]
-        head = (*places, *(f"{peer} ms" for peer in SHORT.values()), *ratios, "GMAC/s")
+        head = (*places, *(f"{peer} ms" for peer in SHORT.values()), *ratios, "GMAC/s", "ceiling")
         table = Table(*head, title=f"{net} (×: times lowbit's)")
         for r in own:
             cells = [f"{r[f'{peer}_ms']:.3f}" if r[f"{peer}_ms"] < 10 else f"{r[f'{peer}_ms']:.1f}" for peer in SHORT]
             cells += [f"{r[f'{peer}/lowbit']:.2f}" for peer in PEERS]
-            table.add_row(*(str(r[place]) for place in places), *cells, f"{r['gmac_per_s']:.1f}")
+            share = "–" if r["of_ceiling"] is None else f"{r['of_ceiling']:.0%}"
+            table.add_row(*(str(r[place]) for place in places), *cells, f"{r['gmac_per_s']:.1f}", share)
         console.print(table)
         if any(r["memory_mib"]["lowbit"] for r in own):
             console.print(_sizes(net, own))
@@ -215,8 +223,13 @@ def main() -> None:
     if arguments.roofline:
         roofline(arguments)
         return
+    try:
+        peaks = products(ceilings())
+    except NoCeiling as error:
+        print(f"no share of a ceiling: {error}", file=sys.stderr)
+        peaks = {}
     with tempfile.TemporaryDirectory() as folder:
-        records = [r for name in arguments.net or USUAL for r in measure_net(name, arguments, Path(folder))]
+        records = [r for name in arguments.net or USUAL for r in measure_net(name, arguments, Path(folder), peaks)]
     if arguments.save:
         arguments.save.write_text(json.dumps({"environment": machine(), "records": records}, indent=2) + "\n")
     if arguments.json:
