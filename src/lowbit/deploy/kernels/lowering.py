@@ -23,7 +23,7 @@ from lowbit.deploy.kernels.epilogue import (
     thresholds,
 )
 from lowbit.deploy.kernels.segment import Lowered, Segment
-from lowbit.deploy.kernels.tracing import Kind, bytes_fit, planes_fit, pooling, subsampling
+from lowbit.deploy.kernels.tracing import Kind, bytes_fit, padding_of, planes_fit, pooling, subsampling
 from lowbit.layers import FakeQuantize, QuantConv2d, affine
 
 _ROUNDINGS = {"nearest": 0, "up": 1, "sign": 2}
@@ -129,7 +129,7 @@ class Lowering:
         """Kernel, stride, padding, dilation and groups of a layer."""
         layer, source = self._module(node), node.args[0]
         if isinstance(layer, QuantConv2d):
-            return layer.kernel_size, layer.stride, _both(layer), layer.dilation, layer.groups
+            return layer.kernel_size, layer.stride, padding_of(layer), layer.dilation, layer.groups
         assert isinstance(source, fx.Node)
         kernel = (1, 1) if self.rows else self.maps[source][1:]
         return kernel, (1, 1), (0, 0), (1, 1), 1
@@ -389,13 +389,3 @@ def _spell(step: Step) -> tuple[str, Any]:
 def _alike(one: Staircase, other: Staircase) -> bool:
     fields = ("bits", "low", "step", "rounding", "reciprocal", "least", "most")
     return all(getattr(one, name) == getattr(other, name) for name in fields)
-
-
-def _both(layer: Any) -> tuple[int, int]:
-    """The zero padding of a convolution at either side, which "same" makes of its kernel."""
-    if isinstance(layer.padding, str):
-        if layer.padding == "valid":
-            return 0, 0
-        pads = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return pads[0], pads[1]
-    return int(layer.padding[0]), int(layer.padding[1])

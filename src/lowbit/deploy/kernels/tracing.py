@@ -263,6 +263,16 @@ def _pads_evenly(layer: QuantConv2d) -> bool:
     return layer.padding_mode == "zeros" and not (layer.padding == "same" and any(r % 2 for r in reach))
 
 
+def padding_of(layer: Any) -> tuple[int, int]:
+    """The zero padding of a convolution at either side, which "same" makes of its kernel."""
+    if isinstance(layer.padding, str):
+        if layer.padding == "valid":
+            return 0, 0
+        pads = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return pads[0], pads[1]
+    return int(layer.padding[0]), int(layer.padding[1])
+
+
 def _fits(layer: Any) -> bool:
     """Whether the kernels can compute a layer's sums."""
     if not is_integer(layer) or layer.weight.dtype != torch.float32:
