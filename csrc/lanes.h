@@ -58,7 +58,7 @@ struct LaneOps {
   void (*largest_of)(const float* source, int kernel, int stride, int count, float* out);
 
   // The steps over a block of `rows` times `groups` groups of 64 positions,
-  // from y = float((counts·slope + offsets[row]) / 2 + shared) on, where the sum is even (no `shared`: 0),
+  // from y = float((counts·slope + offsets[row]) / 2) on, where the sum is even,
   void (*finish_counts)(const std::int32_t* counts, std::ptrdiff_t stride, std::int32_t slope,
                         const std::int32_t* offsets, int rows, int groups, const BlockStep* steps, int number);
   // or from floats on.
